@@ -2,8 +2,8 @@
 
 Both are byte-level BPE: any text can be encoded, the words of blocks are one token each. `weights/tokenizer` is SigLIP's convention (the
 text, `</s>`, padding up to 64, no attention mask); transformers' own `SiglipTokenizer` would need sentencepiece. The detector's is a plain
-CLIP tokenizer, as `Owlv2Processor` wants it: the end token has the highest id, since OWLv2 pools where the id is highest, and no text starts
-with id 0, since OWLv2 masks queries that do.
+CLIP tokenizer, as `Owlv2Processor` wants it: the end token has the highest id, since OWLv2 pools where the id is highest, and no text
+starts with id 0, since OWLv2 masks queries that do.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any, cast
 
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
@@ -47,7 +48,8 @@ def _train(pre_tokenizer: pre_tokenizers.PreTokenizer, suffix: str) -> list[tupl
     """The merges, until every word of the corpus is one token."""
     tokenizer = Tokenizer(BPE(end_of_word_suffix=suffix) if suffix else BPE())
     tokenizer.pre_tokenizer = pre_tokenizer
-    trainer = BpeTrainer(vocab_size=4096, min_frequency=1, show_progress=False, **({"end_of_word_suffix": suffix} if suffix else {}))
+    options: dict[str, Any] = {"end_of_word_suffix": suffix} if suffix else {}
+    trainer = BpeTrainer(vocab_size=4096, min_frequency=1, show_progress=False, **options)
     tokenizer.train_from_iterator([line.lower() for line in corpus()], trainer)
     return [(left, right) for left, right in json.loads(tokenizer.to_str())["model"]["merges"]]
 
@@ -79,7 +81,9 @@ def query_tokenizer() -> CLIPTokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = ["<|pad|>", *alphabet, *(letter + "</w>" for letter in alphabet), *(a + b for a, b in merges)]
     words = [*dict.fromkeys(words), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={w: i for i, w in enumerate(words)}, merges=merges, pad_token="<|pad|>", model_max_length=QUERY_LENGTH)
+    return CLIPTokenizer(
+        vocab={w: i for i, w in enumerate(words)}, merges=cast(Any, merges), pad_token="<|pad|>", model_max_length=QUERY_LENGTH
+    )
 
 
 def main() -> None:
