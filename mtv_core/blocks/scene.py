@@ -29,6 +29,7 @@ SHAPES: tuple[str, ...] = ("sphere", "cube", "cylinder", "cone", "ring", "cross"
 SIZES: dict[str, float] = {"small": 0.46, "large": 0.68}  # half height in metres, ± 6 %
 TEXTURES: tuple[str, ...] = ("plain", "stripes", "checker", "speckle")
 FLOORS: tuple[str, ...] = ("plain", "checker", "planks", "speckle")
+RESERVED_SEEDS = 1_000_000  # seeds from here on are the experts' and the benchmark's own, so that no user's shard holds their scenes
 FAR = 12.0  # z-depth in metres at which the floor ends, so that no pixel of it is arbitrarily far
 
 # How high a solid's centre lies above the floor, in half heights.

@@ -24,7 +24,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from mtv_core.blocks.captions import Caption, caption
 from mtv_core.blocks.render import Rendered, render
-from mtv_core.blocks.scene import Scene, generator, sample_scene
+from mtv_core.blocks.scene import RESERVED_SEEDS, Scene, generator, sample_scene
 from mtv_core.executor import Executor, Progress, SerialExecutor, silent
 
 VERSION = 1  # of what is drawn: raise it when the same seed gives another picture or caption
@@ -46,7 +46,9 @@ class ShardsConfig(BaseModel, frozen=True, extra="forbid"):
     """What a set of shards holds. Two sets of one config are equal byte by byte."""
 
     samples: int = Field(1000, ge=1, description="pictures in all")
-    seed: int = Field(0, ge=0, description="of the set; sample i depends on (seed, i) alone, so a longer set begins with a shorter one")
+    seed: int = Field(
+        0, ge=0, lt=RESERVED_SEEDS, description="of the set; sample i depends on (seed, i) alone, so a longer set begins with a shorter one"
+    )
     shard_size: int = Field(500, ge=1, description="samples a tar")
     width: int = Field(96, ge=32, le=2048, description="px")
     height: int = Field(96, ge=32, le=2048, description="px")

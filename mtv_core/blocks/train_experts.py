@@ -1,8 +1,8 @@
 """Train the tiny experts that come with blocks: `python -m mtv_core.blocks.train_experts [NAME …] [--out DIR] [--cache DIR] [--force]`.
 
-Two revisions of each, so that an update of an expert is a real update: r1 saw few scenes for a short time, r2 is good. An expert that is there
-is left alone without --force; each appears whole or not at all, so an interrupted training is finished by running the command again.
-On one core of 2026 the four take about 50 minutes. How good they are: `python -m mtv_core.blocks.evaluate_experts`.
+Two revisions of each, so that an update of an expert is a real update: r1 saw few scenes for a short time, r2 is good. An expert
+that is there is left alone without --force; each appears whole or not at all, so an interrupted training is finished by running the
+command again. How good they are: `python -m mtv_core.blocks.evaluate_experts`.
 """
 
 from __future__ import annotations
