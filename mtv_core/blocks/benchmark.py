@@ -110,7 +110,7 @@ def _retrieval(count: int, size: int) -> RetrievalSet:
         index += 1
         scene = sample_scene(rng)
         shown = frozenset(solid.name for solid in scene.solids)
-        # Not only another caption: a set of solids that is no part of an earlier one and contains none, so that no caption fits two pictures.
+        # A set of solids that is no part of an earlier one and contains none, so that no caption fits two pictures.
         if len(shown) < 2 or any(shown <= other or shown >= other for other in chosen):
             continue
         rendered = render(scene, size)
