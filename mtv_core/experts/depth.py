@@ -1,0 +1,143 @@
+"""The depth expert: any `AutoModelForDepthEstimation`, Depth Anything V2 Small by default (arXiv 2406.09414).
+
+Shapes: B pictures of a batch, H × W as the model sees them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+
+from mtv_core.experts import base
+
+# What `predicted_depth` of an architecture means; Depth Anything's configuration says it itself.
+_PREDICTS: dict[str, Literal["disparity", "depth"]] = {"dpt": "disparity", "glpn": "depth"}
+
+
+class DepthExpertConfig(base.ExpertConfig, frozen=True, extra="forbid"):
+    """Which depth model, and how its maps are kept."""
+
+    model: str = Field(
+        "depth-anything/Depth-Anything-V2-Small-hf",
+        description="hub id, folder, or 'blocks:depth-r1', 'blocks:depth-r2'; Small is Apache-2.0, Base and Large are CC-BY-NC",
+    )
+    depth_size: int = Field(256, ge=16, le=4096, description="longer side of the stored map, px: the objective compares patches, not pixels")
+    input_size: int | None = Field(None, ge=14, le=4096, description="side the picture is resized to, px; None: as the model's processor says")
+    predicts: Literal["auto", "disparity", "depth"] = Field(
+        "auto", description="what the model's output is; 'auto' knows Depth Anything, DPT and GLPN. Depth is stored as 1 / depth"
+    )
+
+
+class DepthExpert:
+    """Inverse depth of pictures, encoded by `mtv_core.data.depth`."""
+
+    name = "depth"
+    schema = pa.schema([pa.field("depth", pa.binary())])
+
+    def __init__(self, config: DepthExpertConfig) -> None:
+        from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+
+        source = base.resolve(config)
+        self.config = config
+        self.revision = revision(config)
+        self.license = source.license
+        self.device = base.pick_device(config.device)
+        self.dtype = getattr(torch, config.dtype)
+        self.processor = base.load_pretrained(AutoImageProcessor, source)
+        if getattr(self.processor, "do_pad", False) or getattr(self.processor, "do_center_crop", False):
+            raise ValueError(
+                f"the processor of {config.model} pads or crops pictures, so its maps would not lie on them; "
+                "set do_pad and do_center_crop to false in a local copy, or take a model that resizes only"
+            )
+        model = base.load_pretrained(AutoModelForDepthEstimation, source, use_safetensors=True, dtype=self.dtype)
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        self.inverted = _predicts(config, self.model.config) == "depth"
+
+    def __call__(self, images: Sequence[Image.Image], captions: Sequence[str]) -> pa.RecordBatch:
+        """Label pictures; captions are not looked at."""
+        from mtv_core.data.depth import encode  # needs blosc2, which a machine that only predicts may lack
+
+        return pa.RecordBatch.from_arrays([pa.array([encode(depth) for depth in self.predict(images)], pa.binary())], schema=self.schema)
+
+    def predict(self, images: Sequence[Image.Image]) -> list[NDArray[np.float32]]:
+        """Inverse depth of each picture, [H, W] in the picture's own geometry, the longer side at most `depth_size`.
+
+        Pictures that the model sees in the same size go through it together.
+        """
+        from mtv_core.data.depth import stored_size
+
+        batches: dict[tuple[int, int] | None, list[int]] = defaultdict(list)
+        for index, image in enumerate(images):
+            batches[self._input_size(image)].append(index)
+        maps: dict[int, NDArray[np.float32]] = {}
+        for size, indices in batches.items():
+            predicted_BHW = self._forward([images[i] for i in indices], size)
+            for depth_HW, index in zip(predicted_BHW, indices, strict=True):
+                width, height = stored_size(*images[index].size, self.config.depth_size)
+                maps[index] = _resample(depth_HW, width, height)
+        return [maps[i] for i in range(len(images))]
+
+    def _forward(self, images: list[Image.Image], size: tuple[int, int] | None) -> Tensor:
+        options: dict[str, Any] = {} if size is None else {"size": {"height": size[1], "width": size[0]}, "keep_aspect_ratio": False}
+        pixels_BCHW = self.processor(images=images, return_tensors="pt", **options)["pixel_values"]
+        with torch.inference_mode():
+            predicted_BHW = self.model(pixel_values=pixels_BCHW.to(self.device, self.dtype)).predicted_depth.float()
+        if self.inverted:
+            predicted_BHW = torch.where(predicted_BHW > 0, 1.0 / predicted_BHW, torch.nan)
+        return predicted_BHW.cpu()
+
+    def _input_size(self, image: Image.Image) -> tuple[int, int] | None:
+        """Width and height the model sees, by the rule of DPT's processor (Depth Anything's too); None: the processor's own affair.
+
+        Worked out here for two reasons: pictures of equal size can be grouped before anything is computed, and the rule rounds the short
+        side of a very long picture to nothing, which fails. Here it is one patch at least.
+        """
+        step = getattr(self.processor, "ensure_multiple_of", None)
+        size = self.config.input_size
+        if step is None:
+            if size is not None:
+                raise ValueError(f"input_size is not supported for {self.config.model}: leave it out, its processor decides")
+            return None
+        scale_w = (size or self.processor.size["width"]) / image.width
+        scale_h = (size or self.processor.size["height"]) / image.height
+        if self.processor.keep_aspect_ratio:  # the side that has to change less decides
+            scale_w = scale_h = scale_w if abs(1 - scale_w) < abs(1 - scale_h) else scale_h
+
+        def multiple(side: float) -> int:
+            return max(step, round(side / step) * step)
+
+        return multiple(scale_w * image.width), multiple(scale_h * image.height)
+
+
+def _predicts(config: DepthExpertConfig, model_config: Any) -> Literal["disparity", "depth"]:
+    if config.predicts != "auto":
+        return config.predicts
+    if model_config.model_type == "depth_anything":
+        return "disparity" if model_config.depth_estimation_type == "relative" else "depth"
+    if model_config.model_type in _PREDICTS:
+        return _PREDICTS[model_config.model_type]
+    raise ValueError(f"it is not known what {config.model} ({model_config.model_type}) predicts; set predicts: disparity or depth")
+
+
+def _resample(depth_HW: Tensor, width: int, height: int) -> NDArray[np.float32]:
+    """A map [H, W] over the whole picture in another size: corners stay corners, averaging where it shrinks. NaN spreads."""
+    if depth_HW.shape == (height, width):
+        return depth_HW.numpy()
+    resized = torch.nn.functional.interpolate(
+        depth_HW[None, None], size=(height, width), mode="bilinear", align_corners=False, antialias=True
+    )
+    return resized[0, 0].numpy()
+
+
+def revision(config: DepthExpertConfig) -> str:
+    """The revision of this expert's labels, without loading it."""
+    return base.label_revision("depth", base.resolve(config), config.label_parameters())
