@@ -1,0 +1,1 @@
+"""The entry points: Prefect flows and the `mtv` command."""

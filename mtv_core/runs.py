@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
@@ -127,6 +128,20 @@ def load_all() -> tuple[list[RunRecord], list[str]]:
         except ValueError as error:
             problems.append(str(error))
     return records, problems
+
+
+def effective_status(record: RunRecord) -> RunStatus:
+    """The status as far as this machine can tell: `crashed` when a run says `running` and its process is gone.
+
+    Runs of other hosts are believed.
+    """
+    if record.status is not RunStatus.RUNNING or record.host != os.uname().nodename:
+        return record.status
+    try:
+        alive = psutil.Process(record.pid).create_time() <= record.started.timestamp() + 1.0  # else the pid belongs to somebody newer
+    except psutil.Error:
+        alive = False
+    return RunStatus.RUNNING if alive else RunStatus.CRASHED
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:

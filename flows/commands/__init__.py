@@ -1,0 +1,1 @@
+"""The subcommands of `mtv`, one file a group."""
