@@ -31,7 +31,9 @@ def refusal(backbone: nn.Module) -> str | None:
         "it normalises before the blocks": not isinstance(backbone.norm_pre, nn.Identity),
         "it does not normalise after the blocks": not isinstance(backbone.norm, nn.LayerNorm),
         "it does not pool with an attention head (global_pool='map')": not isinstance(backbone.attn_pool, AttentionPoolLatent),
-        "it has a classifier or norm after pooling": not (isinstance(backbone.fc_norm, nn.Identity) and isinstance(backbone.head, nn.Identity)),
+        "it has a classifier or norm after pooling": not (
+            isinstance(backbone.fc_norm, nn.Identity) and isinstance(backbone.head, nn.Identity)
+        ),
         "its blocks scale their layers": not isinstance(getattr(block, "ls1", nn.Identity()), nn.Identity),
         "its attention normalises queries and keys": not isinstance(getattr(block.attn, "q_norm", nn.Identity()), nn.Identity),
         "its attention has no fused qkv with a bias": getattr(getattr(block.attn, "qkv", None), "bias", None) is None,
@@ -44,7 +46,9 @@ def vision_config(backbone: VisionTransformer) -> SiglipVisionConfig:
     """The vision tower's configuration, read off the backbone itself."""
     reason = refusal(backbone)
     if reason is not None:
-        raise ValueError(f"this backbone cannot become a SiglipModel: {reason}. Use a timm `vit_*_siglip_*`, or leave 'siglip' out of export.formats.")
+        raise ValueError(
+            f"this backbone cannot become a SiglipModel: {reason}. Use a timm `vit_*_siglip_*`, or leave 'siglip' out of export.formats."
+        )
     block, (height, width) = backbone.blocks[0], backbone.patch_embed.img_size
     assert height == width, "MTV trains on square pictures"
     return SiglipVisionConfig(
