@@ -1,0 +1,1 @@
+"""What a model is trained on: pure losses, one module each, and the system that computes all of them in one forward."""
