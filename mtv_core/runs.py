@@ -59,6 +59,7 @@ class RunRecord(BaseModel, extra="forbid"):
     started: datetime = Field(default_factory=lambda: datetime.now(UTC))
     ended: datetime | None = None
     pid: int = Field(default_factory=os.getpid)
+    process_started: float = Field(default_factory=lambda: psutil.Process().create_time(), description="tells the process from a later one of the same pid")
     host: str = Field(default_factory=lambda: os.uname().nodename)
     git_commit: str | None = None
     config: dict[str, Any] = Field(default_factory=dict)
@@ -138,7 +139,7 @@ def effective_status(record: RunRecord) -> RunStatus:
     if record.status is not RunStatus.RUNNING or record.host != os.uname().nodename:
         return record.status
     try:
-        alive = psutil.Process(record.pid).create_time() <= record.started.timestamp() + 1.0  # else the pid belongs to somebody newer
+        alive = abs(psutil.Process(record.pid).create_time() - record.process_started) < 1.0
     except psutil.Error:
         alive = False
     return RunStatus.RUNNING if alive else RunStatus.CRASHED

@@ -1,0 +1,58 @@
+"""Ingest: shards → rows and refusals, spread over the Dask cluster."""
+
+from __future__ import annotations
+
+from mtv_core.blocks.shards import materialise
+from mtv_core.data.sources import expand
+from mtv_core.data.sources.config import SourceConfig
+from mtv_core.executor import Executor, Progress
+from mtv_core.report import StageRef
+from mtv_core.settings import home
+from mtv_core.store.table import Table
+from tasks.cluster import connect
+from tasks.run import Run, stage_key
+
+VERSION = 1  # raise it when the same input gives other rows
+
+
+def key(run: Run) -> str:
+    """Depends on the shards as they are now (a new or changed file is a new key), on the table and on how images are read."""
+    shards = []
+    for source in run.config.sources:
+        if source.uri.startswith("blocks://"):
+            shards.append([source.uri, ""])  # says itself what is in it
+        else:
+            shards += [[shard.uri, shard.identity] for shard in expand(source, run.config.table.storage_options)]
+    return stage_key("ingest", VERSION, table=run.table, shards=sorted(shards), config=run.config.ingest.model_dump(mode="json"))
+
+
+def ingest(run: Run, key: str, progress: Progress) -> StageRef:
+    """Bring into the table what is not in it yet."""
+    from mtv_core import ingest as core
+
+    with connect(run.config.compute) as executor:
+        sources = [_made(source, executor, progress) for source in run.config.sources]
+        result = core.run(sources, run.table, run.config.ingest, executor, progress, run.config.table.storage_options)
+    return StageRef(
+        stage="ingest",
+        run_id=run.run_id,
+        uri=run.table,
+        version=result.version,
+        report=result.report,
+        metrics={"ingest/rows": float(result.rows)},
+    )
+
+
+def valid(ref: StageRef) -> bool:
+    """Whether the version a reused result points to is still there."""
+    try:
+        return ref.version is not None and Table.open(ref.uri).version_exists(ref.version)
+    except FileNotFoundError:
+        return False
+
+
+def _made(source: SourceConfig, executor: Executor, progress: Progress) -> SourceConfig:
+    """A source of blocks, drawn and written as ordinary shards; any other as it is."""
+    if not source.uri.startswith("blocks://"):
+        return source
+    return source.model_copy(update={"uri": materialise(source.uri, home(), executor, progress)})

@@ -1,0 +1,105 @@
+"""Label: experts write depth and boxes where labels are missing or stale; the result gets a tag."""
+
+from __future__ import annotations
+
+from PIL import Image
+
+from mtv_core.config import PipelineConfig
+from mtv_core.executor import Progress
+from mtv_core.report import StageRef
+from mtv_core.store.table import Table
+from tasks.cluster import connect
+from tasks.run import Run, stage_key
+
+VERSION = 1
+GALLERY = 12
+
+
+def check(config: PipelineConfig) -> None:
+    """Look the experts up without loading them.
+
+    Raises:
+        FileNotFoundError, ValueError: an expert is not there, has no weights, or a licence that has to be accepted.
+    """
+    from mtv_core import labelling
+
+    labelling.revisions(config.label)
+
+
+def key(run: Run, ingested: StageRef) -> str:
+    """Depends on the rows, on what the experts would say now, and on the rule by which a new expert is accepted."""
+    from mtv_core import labelling
+
+    return stage_key(
+        "label",
+        VERSION,
+        table=run.table,
+        version=ingested.version,
+        revisions=labelling.revisions(run.config.label),
+        accept=run.config.label.accept,
+    )
+
+
+def label(run: Run, key: str, progress: Progress) -> StageRef:
+    """Label what is stale and tag the table."""
+    from mtv_core import labelling
+
+    with connect(run.config.compute) as executor:
+        result = labelling.run(run.table, run.config.label, executor, progress, run.config.table.storage_options)
+    return _ref(run, result.version, result.tag, result.revisions).model_copy(update={"report": result.report})
+
+
+def current(run: Run, tag: str | None = None) -> StageRef:
+    """The labels as they are, for a stage that is run by itself: a tag that exists, or one of the table as it stands.
+
+    Raises:
+        FileNotFoundError: no table, or no such tag.
+        ValueError: rows wait for their labels.
+    """
+    table = Table.open(run.table, run.config.table.storage_options)
+    if tag is not None:
+        if tag not in table.tags():
+            raise FileNotFoundError(
+                f"the table {run.table} has no tag {tag!r}; it has {', '.join(sorted(table.tags())) or 'none: run `mtv label`'}"
+            )
+        info = table.tags()[tag]
+        return _ref(run, info.version, tag, info.revisions)
+    revisions = {expert: accepted.revision for expert, accepted in table.accepted().items()}
+    name = table.tag(revisions)
+    return _ref(run, table.tags()[name].version, name, revisions)
+
+
+def _ref(run: Run, version: int, tag: str, revisions: dict[str, str]) -> StageRef:
+    return StageRef(stage="label", run_id=run.run_id, uri=run.table, version=version, tag=tag, revisions=revisions)
+
+
+def valid(ref: StageRef) -> bool:
+    """Whether the labels a reused result points to are still the table's latest state: a refresh or new rows supersede them."""
+    try:
+        table = Table.open(ref.uri)
+    except FileNotFoundError:
+        return False
+    return table.version == ref.version and ref.tag in table.tags()
+
+
+def gallery(run: Run, ref: StageRef) -> Image.Image | None:
+    """A picture of some labels, kept in the run folder too."""
+    from mtv_core import viz
+
+    view = Table.at(ref.uri, version=ref.version, storage_options=run.config.table.storage_options)
+    if view.num_rows == 0:
+        return None
+    count = min(GALLERY, view.num_rows)
+    indices = [position * view.num_rows // count for position in range(count)]
+    columns = ["uid", "image", "caption", *(name for expert in ref.revisions for name in _columns(expert))]
+    picture = viz.gallery(view.take(indices, columns))
+    folder = run.folder / "reports"
+    folder.mkdir(parents=True, exist_ok=True)
+    picture.convert("RGB").save(folder / "labels.jpg", quality=90)
+    return picture
+
+
+def _columns(expert: str) -> list[str]:
+    from mtv_core.data.schema import LABELS
+
+    return list(LABELS[expert].names)
