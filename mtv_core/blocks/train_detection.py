@@ -9,6 +9,7 @@ embedded once a step and are queries of every picture.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -152,8 +153,6 @@ def train(
         [{"params": decay, "weight_decay": 0.03}, {"params": rest, "weight_decay": 0.0}], lr=lr, betas=(0.9, 0.98)
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: min(1.0, (s + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * s / steps)))
-    import time
-
     began = time.perf_counter()
     for step in range(steps):
         rows = rng.integers(len(truth), size=batch)

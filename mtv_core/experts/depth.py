@@ -14,27 +14,13 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field
 from torch import Tensor
 
-from mtv_core.experts import base
+from mtv_core.experts import base, source
+from mtv_core.experts.config import DepthExpertConfig
 
 # What `predicted_depth` of an architecture means; Depth Anything's configuration says it itself.
 _PREDICTS: dict[str, Literal["disparity", "depth"]] = {"dpt": "disparity", "glpn": "depth"}
-
-
-class DepthExpertConfig(base.ExpertConfig, frozen=True, extra="forbid"):
-    """Which depth model, and how its maps are kept."""
-
-    model: str = Field(
-        "depth-anything/Depth-Anything-V2-Small-hf",
-        description="hub id, folder, or 'blocks:depth-r1', 'blocks:depth-r2'; Small is Apache-2.0, Base and Large are CC-BY-NC",
-    )
-    depth_size: int = Field(256, ge=16, le=4096, description="longer side of the stored map, px: the objective compares patches, not pixels")
-    input_size: int | None = Field(None, ge=14, le=4096, description="side the picture is resized to, px; None: as the model's processor says")
-    predicts: Literal["auto", "disparity", "depth"] = Field(
-        "auto", description="what the model's output is; 'auto' knows Depth Anything, DPT and GLPN. Depth is stored as 1 / depth"
-    )
 
 
 class DepthExpert:
@@ -46,20 +32,19 @@ class DepthExpert:
     def __init__(self, config: DepthExpertConfig) -> None:
         from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
-        source = base.resolve(config)
+        weights = source.resolve(config)
         self.config = config
-        self.revision = revision(config)
-        self.license = source.license
+        self.revision = source.label_revision(self.name, weights, config.label_parameters())
+        self.license = weights.license
         self.device = base.pick_device(config.device)
         self.dtype = getattr(torch, config.dtype)
-        self.processor = base.load_pretrained(AutoImageProcessor, source)
+        self.processor = base.load_pretrained(AutoImageProcessor, weights)
         if getattr(self.processor, "do_pad", False) or getattr(self.processor, "do_center_crop", False):
             raise ValueError(
                 f"the processor of {config.model} pads or crops pictures, so its maps would not lie on them; "
                 "set do_pad and do_center_crop to false in a local copy, or take a model that resizes only"
             )
-        model = base.load_pretrained(AutoModelForDepthEstimation, source, use_safetensors=True, dtype=self.dtype)
-        self.model = model.to(self.device).eval().requires_grad_(False)
+        self.model = base.load_model(AutoModelForDepthEstimation, weights, self.dtype, self.device)
         self.inverted = _predicts(config, self.model.config) == "depth"
 
     def __call__(self, images: Sequence[Image.Image], captions: Sequence[str]) -> pa.RecordBatch:
@@ -91,6 +76,8 @@ class DepthExpert:
         pixels_BCHW = self.processor(images=images, return_tensors="pt", **options)["pixel_values"]
         with torch.inference_mode():
             predicted_BHW = self.model(pixel_values=pixels_BCHW.to(self.device, self.dtype)).predicted_depth.float()
+        if not predicted_BHW.isfinite().flatten(1).any(dim=1).all():
+            raise ValueError("the depth model gave no finite number for a picture; a wider dtype (float32, bfloat16) may help")
         if self.inverted:
             predicted_BHW = torch.where(predicted_BHW > 0, 1.0 / predicted_BHW, torch.nan)
         return predicted_BHW.cpu()
@@ -136,8 +123,3 @@ def _resample(depth_HW: Tensor, width: int, height: int) -> NDArray[np.float32]:
         depth_HW[None, None], size=(height, width), mode="bilinear", align_corners=False, antialias=True
     )
     return resized[0, 0].numpy()
-
-
-def revision(config: DepthExpertConfig) -> str:
-    """The revision of this expert's labels, without loading it."""
-    return base.label_revision("depth", base.resolve(config), config.label_parameters())

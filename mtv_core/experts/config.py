@@ -1,0 +1,85 @@
+"""What an expert is configured by. Imports neither torch nor transformers, since the command line reads it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, field_validator
+
+from mtv_core.experts import phrases
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class ExpertConfig(BaseModel, frozen=True, extra="forbid"):
+    """What all experts have in common. Path and device do not change labels, so they are not in the revision."""
+
+    model: str = Field(description="hub id (owner/name), folder with safetensors and processor files, or 'blocks:NAME' for an embedded one")
+    revision: str = Field(
+        "main", description="hub only: commit (40 hex) or branch to track; a branch is resolved to its commit through the network"
+    )
+    accept_license: bool = Field(False, description="set it if you may use weights under a non-commercial licence for what you do")
+    dtype: Dtype = Field("float32", description="arithmetic of the model; it changes labels a little, so it is part of their revision")
+    device: str = Field("auto", description="'auto' (the GPU if there is one), 'cpu', 'cuda', 'cuda:1'")
+
+    def label_parameters(self) -> dict[str, Any]:
+        """Every setting that changes labels, for the revision."""
+        return self.model_dump(mode="json", exclude={"model", "revision", "accept_license", "device"})
+
+
+class DepthExpertConfig(ExpertConfig, frozen=True, extra="forbid"):
+    """Which depth model, and how its maps are kept."""
+
+    model: str = Field(
+        "depth-anything/Depth-Anything-V2-Small-hf",
+        description="hub id, folder, or 'blocks:depth-r1', 'blocks:depth-r2'; Small is Apache-2.0, Base and Large are CC-BY-NC",
+    )
+    depth_size: int = Field(
+        256, ge=16, le=4096, description="longer side of the stored map, px: the objective compares patches, not pixels"
+    )
+    input_size: int | None = Field(
+        None, ge=14, le=4096, description="side the picture is resized to, px; None: as the model's processor says"
+    )
+    predicts: Literal["auto", "disparity", "depth"] = Field(
+        "auto", description="what the model's output is; 'auto' knows Depth Anything, DPT and GLPN. Depth is stored as 1 / depth"
+    )
+
+
+class DetectionExpertConfig(ExpertConfig, frozen=True, extra="forbid"):
+    """Which OWLv2, what it is asked for, and which of its boxes are kept. Constants of CLOC (references §2) where nothing else is said."""
+
+    model: str = Field(
+        "google/owlv2-base-patch16-ensemble", description="hub id, folder, or 'blocks:detection-r1', 'blocks:detection-r2'; an OWLv2"
+    )
+    vocabulary: tuple[str, ...] | None = Field(
+        None, description="phrases looked for in every picture; None: the noun phrases of its own caption"
+    )
+    max_phrases: int = Field(20, ge=1, le=1000, description="phrases of a caption that are looked for, the first of them")
+    prompt: str = Field("a photo of a {}", description="what a phrase is wrapped in for the text tower; '{}' is the bare phrase")
+    threshold: float = Field(0.1, ge=0, lt=1, description="boxes with a lower score are dropped")
+    nms: float = Field(0.5, gt=0, le=1, description="of two boxes of one phrase with a larger IoU the better is kept; 1: both are")
+    max_boxes: int = Field(20, ge=1, le=1000, description="boxes kept a picture, the best")
+
+    @field_validator("vocabulary")
+    @classmethod
+    def _phrases(cls, vocabulary: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if vocabulary is None:
+            return None
+        cleaned = tuple(dict.fromkeys(" ".join(phrase.split()) for phrase in vocabulary))
+        if not cleaned or not all(cleaned):
+            raise ValueError("vocabulary needs at least one phrase and none that is empty; leave it out to take phrases from captions")
+        return cleaned
+
+    @field_validator("prompt")
+    @classmethod
+    def _prompt(cls, prompt: str) -> str:
+        if prompt.count("{}") != 1:
+            raise ValueError("prompt must hold '{}' once, where the phrase goes: 'a photo of a {}'")
+        return prompt
+
+    def label_parameters(self) -> dict[str, Any]:
+        """Every setting that changes labels; the version of the parser too, where phrases come from captions."""
+        parameters = super().label_parameters()
+        if self.vocabulary is None:
+            return {**parameters, "phrases": f"captions-v{phrases.VERSION}"}
+        return {key: value for key, value in parameters.items() if key != "max_phrases"}

@@ -1,0 +1,201 @@
+"""Where an expert's weights come from, and the revision by which its labels are known. Cheap: nothing is loaded."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtv_core.experts.config import ExpertConfig
+
+LABEL_SCHEMA_VERSION = 1  # raise it when stored labels change their meaning: every expert's labels become stale
+BLOCKS = "blocks:"
+WEIGHTS = Path(__file__).parent.parent / "blocks" / "weights"
+
+# The files that decide what a local model says. A README or a training log does not.
+_HASHED = re.compile(
+    r"(.*\.safetensors(\.index\.json)?|config\.json|(pre)?processor_config\.json|tokenizer.*\.json|special_tokens_map\.json"
+    r"|added_tokens\.json|vocab\.(json|txt)|merges\.txt|.*\.model)"
+)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# Licences as the models' cards on the hub state them.
+_LICENSES: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"depth-anything/depth-anything-v2-(base|large)", re.IGNORECASE), "cc-by-nc-4.0"),
+    (re.compile(r"depth-anything/depth-anything-v2-small", re.IGNORECASE), "apache-2.0"),
+    (re.compile(r"google/owlv2-", re.IGNORECASE), "apache-2.0"),
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights that are found: a hub id at a commit, or a folder with the hash of its contents."""
+
+    location: str
+    commit: str | None
+    digest: str | None
+    license: str
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What of the source goes into the revision: not where a folder is, only what is in it."""
+        if self.digest is not None:
+            return {"folder_sha256": self.digest}
+        assert self.commit is not None
+        return {"hub": self.location, "commit": self.commit}
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of every `from_pretrained`: pinned, no code of the repository is run."""
+        pinned = {"revision": self.commit} if self.commit else {"local_files_only": True}
+        return {"trust_remote_code": False, **pinned}
+
+
+def label_revision(name: str, source: Source, parameters: Mapping[str, Any]) -> str:
+    """The first 16 hex digits of sha256 over the canonical JSON (sorted keys, no spaces, ASCII) of what labels depend on.
+
+    Library versions are left out: they are recorded with the run, and a new torch is no reason to label 100 M rows again.
+    """
+    document = {"schema": LABEL_SCHEMA_VERSION, "expert": name, "source": source.identity, "parameters": dict(parameters)}
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def resolve(config: ExpertConfig) -> Source:
+    """Find the weights a configuration names.
+
+    Raises:
+        FileNotFoundError: no such folder or embedded expert, no weights in it, or a branch of the hub that cannot be looked up.
+        ValueError: the name is neither, or the licence has to be accepted first.
+    """
+    model = config.model
+    # A folder wins over a hub id of the same spelling, as in `from_pretrained`.
+    if model.startswith(BLOCKS):
+        source = _embedded(model.removeprefix(BLOCKS))
+    elif Path(model).expanduser().is_dir():
+        source = _folder(Path(model).expanduser())
+    elif Path(model).expanduser().exists():
+        raise ValueError(
+            f"the expert model {model!r} is a file; give the folder it lies in, which has config.json and the processor's files too"
+        )
+    elif _HUB_ID.fullmatch(model) and not model.startswith("."):
+        source = Source(model, _resolve_commit(model, config.revision), None, _hub_license(model))
+    else:
+        raise FileNotFoundError(
+            f"there is no folder {model!r} for the expert; give an existing folder, a hub id (owner/name) or 'blocks:NAME'"
+        )
+    if re.search(r"(^|[-_ ])nc([-_ ]|$)", source.license.lower()) and not config.accept_license:
+        raise ValueError(
+            f"the weights of {model} are under {source.license}, which forbids commercial use; if that suits what you do, set "
+            "accept_license: true for this expert, else take another model (Depth-Anything-V2-Small is Apache-2.0)"
+        )
+    return source
+
+
+def keep(source: Source, folder: Path) -> str:
+    """Copy a folder's files to `folder/<digest>`, whole or not at all, and return where they are; a hub id is returned as it is.
+
+    The folder a configuration watches may change tomorrow; labels of today's weights must be completed with today's weights.
+
+    Raises:
+        ValueError: the files changed while they were copied.
+        OSError: the target is full or read-only.
+    """
+    if source.digest is None:
+        return source.location
+    kept = folder / source.digest
+    if kept.is_dir():
+        return str(kept)
+    partial = folder / f".{source.digest}.{os.getpid()}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        origin = Path(source.location)
+        for path in [*hashed_files(origin), *filter(Path.is_file, [origin / "README.md"])]:  # the card states the licence
+            shutil.copyfile(path, partial / path.name)
+        if _folder(partial).digest != source.digest:
+            raise ValueError(f"{origin} changed while it was read; run again when the new weights are complete")
+        try:
+            partial.rename(kept)
+        except OSError:
+            if not kept.is_dir():  # else another run kept the same files a moment earlier
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return str(kept)
+
+
+def _embedded(name: str) -> Source:
+    known = sorted(p.name for p in WEIGHTS.glob("*") if any(p.glob("*.safetensors")))
+    if name not in known:
+        raise FileNotFoundError(
+            f"there is no embedded expert 'blocks:{name}'; there are {', '.join(f'blocks:{k}' for k in known) or 'none'}"
+        )
+    return _folder(WEIGHTS / name)
+
+
+def _folder(folder: Path) -> Source:
+    folder = folder.resolve()
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"the expert folder {folder} has no config.json; it must be what `model.save_pretrained(folder)` writes")
+    if not any(folder.glob("*.safetensors")):
+        raise FileNotFoundError(
+            f"the expert folder {folder} has no weights (*.safetensors); save the model there with `model.save_pretrained(folder)` "
+            "(other weight formats are not read, since they can run code)"
+        )
+    states = tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in hashed_files(folder))
+    return Source(str(folder), None, _digest(states), _card_license(folder))
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(states: tuple[tuple[str, int, int], ...]) -> str:
+    """sha256 over names and contents. Cached by size and time of change, since a large model takes seconds to hash."""
+    total = hashlib.sha256()
+    for path, _, _ in states:
+        with Path(path).open("rb") as file:
+            total.update(f"{Path(path).name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def hashed_files(folder: Path) -> list[Path]:
+    """The files of a model folder that decide its labels: what has to be kept to load it again."""
+    return sorted(p for p in folder.iterdir() if p.is_file() and _HASHED.fullmatch(p.name))
+
+
+def _resolve_commit(model: str, revision: str) -> str:
+    if _COMMIT.fullmatch(revision):
+        return revision
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        commit = HfApi().model_info(model, revision=revision, timeout=20).sha
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise FileNotFoundError(
+            f"there is no folder {model!r}, and the hub has no such model with a revision {revision!r} (or it needs a login)"
+        ) from error
+    except Exception as error:  # no network shows as one of a dozen exceptions of three libraries
+        raise FileNotFoundError(
+            f"there is no folder {model!r}, and its revision {revision!r} cannot be looked up on the hub ({type(error).__name__}); "
+            "without a network give a local folder, or the full commit (40 hex digits) of a model that is in the local cache"
+        ) from error
+    assert commit is not None
+    return commit
+
+
+def _hub_license(model: str) -> str:
+    return next((name for pattern, name in _LICENSES if pattern.match(model)), "unknown")
+
+
+def _card_license(folder: Path) -> str:
+    """The `license:` of the model card, if a folder came with one."""
+    card = folder / "README.md"
+    found = re.search(r"^license:\s*(\S+)", card.read_text(errors="replace"), re.MULTILINE) if card.is_file() else None
+    return found[1].strip("'\"") if found else "unknown"
