@@ -1,6 +1,7 @@
 """Where the work of a stage is spread: Dask behind the core's `Executor`, on this machine or on any scheduler.
 
-Prefect's own Dask runner costs 80–110 ms a task, a future of our own 3.5 ms, so a stage is one Prefect task that feeds thousands of futures.
+Prefect's own Dask runner costs 80–110 ms a task, a future of our own 3.5 ms: so a stage is one Prefect task that feeds thousands of
+futures.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -35,6 +37,7 @@ _PERMANENT_ERRNO = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENA
 
 # Seconds between SIGTERM (by Dask) and SIGKILL (by us) for the workers of a local cluster.
 _CLOSE_SECONDS = 10.0
+_CONNECT_SECONDS = 20.0
 
 
 def is_transient(error: BaseException) -> bool:
@@ -57,9 +60,9 @@ class _Piece:
 class DaskExecutor:
     """`mtv_core.executor.Executor` over a Dask client.
 
-    At most `window` futures are in flight, so that a million items need no million futures. An item whose worker died more often than the
-    scheduler forgives is tried once more, alone: it may only have shared the worker with the guilty one. If it kills again, its outcome says
-    `killed`.
+    At most `window` futures are in flight, so that a million items need no million futures. An item whose worker died more often than
+    the scheduler forgives is tried once more, alone: it may only have shared the worker with the guilty one. If it kills again, its
+    outcome says `killed`.
     """
 
     client: Client
@@ -83,7 +86,7 @@ class DaskExecutor:
         self._check_resources(resources)
         waiting = deque(_Piece(index) for index in range(len(items)))
         suspects: deque[_Piece] = deque()
-        flying: dict[Future, _Piece] = {}
+        flying: dict[Future[Result], _Piece] = {}
         finished = as_completed([], loop=self.client.loop)
 
         def launch(piece: _Piece) -> None:
@@ -100,9 +103,9 @@ class DaskExecutor:
                 future = next(finished)
                 piece = flying.pop(future)
                 item = items[piece.index]
-                error = _error(future)
+                result, error = _fetch(future)
                 if error is None:
-                    yield Outcome(item, result=future.result())
+                    yield Outcome(item, result=result)
                 elif isinstance(error, KilledWorker):
                     piece.deaths += 1
                     if piece.deaths == 1 and len(items) > 1:
@@ -134,25 +137,34 @@ class DaskExecutor:
             if all(offered.get(name, 0) >= amount for name, amount in resources.items()):
                 return
         wanted = ", ".join(f"{name}={amount:g}" for name, amount in resources.items())
-        raise ValueError(f"no worker of the cluster offers {wanted}. Start workers with it (`--resources`), or set compute.gpus_per_worker.")
+        raise ValueError(
+            f"no worker of the cluster offers {wanted}. Start workers with it (`--resources`), or set compute.gpus_per_worker."
+        )
 
 
-def _error(future: Future) -> Exception | None:
-    """What stopped a finished future, or None."""
-    if future.status == "finished":
-        return None
-    if future.status == "error":
+def _fetch(future: Future[Result]) -> tuple[Result | None, Exception | None]:
+    """What a finished piece returned, or what stopped it.
+
+    A result that died with its worker before it came here is computed again by Dask, and waited for.
+    """
+    try:
         error = future.exception()
-        return error if isinstance(error, Exception) else RuntimeError(repr(error))
-    return RuntimeError(f"the work was {future.status}: the connection to the Dask scheduler was lost")
+        if isinstance(error, Exception):
+            # The worker's traceback: one of this frame would keep the future, and so the scheduler's memory of it, as long as the error.
+            return None, error.with_traceback(future.traceback())
+        return future.result(), None
+    except CancelledError as lost:
+        return None, RuntimeError(f"the connection to the Dask scheduler was lost: {lost}")
+    except Exception as late:
+        return None, late
 
 
 @contextlib.contextmanager
 def connect(compute: ComputeConfig) -> Iterator[DaskExecutor]:
     """Give an executor on the configured scheduler, or on a cluster of this machine's processes that ends with the block.
 
-    Worker processes are spawned, never forked (Lance does not survive a fork). They end on leaving the block however it is left; should this
-    process be killed outright, they notice the closed pipe and exit.
+    Worker processes are spawned, never forked (Lance does not survive a fork). They end on leaving the block however it is left; should
+    this process be killed outright, they notice the closed pipe and exit.
 
     Raises:
         ConnectionError: nothing answers at `compute.scheduler`.
@@ -165,13 +177,16 @@ def connect(compute: ComputeConfig) -> Iterator[DaskExecutor]:
     with dask.config.set(options):
         if compute.scheduler is not None:
             try:
-                client = Client(compute.scheduler, timeout="20s", set_as_default=False)
+                client = Client(compute.scheduler, timeout=_CONNECT_SECONDS, set_as_default=False)
             except OSError as error:
-                raise ConnectionError(f"no Dask scheduler answers at {compute.scheduler}: start one, or leave compute.scheduler out") from error
+                raise ConnectionError(
+                    f"no Dask scheduler answers at {compute.scheduler}: start one, or leave compute.scheduler out"
+                ) from error
             with client:
                 yield DaskExecutor(client, retries=compute.retries)
             return
-        with _local(compute) as client:
+        # A result lost with its worker is asked for until the time-out: on one machine there is no need to wait long.
+        with dask.config.set({"distributed.comm.timeouts.connect": "5s"}), _local(compute) as client:
             yield DaskExecutor(client, retries=compute.retries)
 
 
@@ -183,6 +198,10 @@ def _local(compute: ComputeConfig) -> Iterator[Client]:
         memory_limit=compute.memory_limit,
         processes=True,
         dashboard_address=None,
+        scheduler_kwargs={
+            "dashboard": False,
+            "dashboard_address": "127.0.0.1:0",
+        },  # Else the scheduler looks for port 8787, and warns if it is taken.
         host="127.0.0.1",
         resources={"GPU": compute.gpus_per_worker} if compute.gpus_per_worker else None,
         silence_logs=logging.CRITICAL,

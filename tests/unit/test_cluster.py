@@ -85,7 +85,8 @@ def test_a_resource_nobody_offers_is_refused_instead_of_waited_for(executor: clu
         list(executor.map(piece, [("do", "x")], resources={"GPU": 1}))
 
 
-def test_no_scheduler_is_a_message() -> None:
+def test_no_scheduler_is_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_CONNECT_SECONDS", 2)
     with pytest.raises(ConnectionError, match="no Dask scheduler answers"), cluster.connect(ComputeConfig(scheduler="tcp://127.0.0.1:1")):
         pass
 
@@ -96,10 +97,15 @@ def _children() -> set[int]:
 
 def test_no_worker_is_left_after_an_exception() -> None:
     before = _children()
-    with pytest.raises(RuntimeError, match="of the stage"), cluster.connect(ComputeConfig(workers=1, memory_limit="1GiB")) as executor:
-        assert len(_children() - before) == 1
-        executor.client.submit(time.sleep, 60, pure=False)
-        raise RuntimeError("of the stage")
+
+    def stage() -> None:
+        with cluster.connect(ComputeConfig(workers=1, memory_limit="1GiB")) as executor:
+            assert len(_children() - before) == 1
+            executor.client.submit(time.sleep, 60, pure=False)
+            raise RuntimeError("of the stage")
+
+    with pytest.raises(RuntimeError, match="of the stage"):
+        stage()
     assert not _children() - before
 
 
@@ -118,7 +124,8 @@ def test_no_worker_is_left_after_a_signal(number: int, tmp_path: Path) -> None:
     )
     path = tmp_path / "stage.py"
     path.write_text(script)
-    with subprocess.Popen([sys.executable, str(path)], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()}) as child:
+    command = [sys.executable, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(Path.cwd())}) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
         family = psutil.Process(child.pid).children(recursive=True)
