@@ -137,10 +137,15 @@ def resolve_config(preset: str = "demo", parameters: Mapping[str, Any] | None = 
     Raises:
         ConfigError: with one line a mistake: unknown keys (and the closest known one), wrong types.
     """
+    return resolve_values([(f"preset {preset}", load_preset(preset)), ("parameter", set_fields(parameters or {}))], overrides)
+
+
+def resolve_values(layers: list[tuple[str, Mapping[str, Any]]], overrides: Mapping[str, Any] | None = None) -> Resolved:
+    """`resolve_config` for layers that are already plain values: (name of the origin, values), weakest first."""
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
-    _merge(values, load_preset(preset), f"preset {preset}", origin)
-    _merge(values, set_fields(parameters or {}), "parameter", origin)
+    for name, layer in layers:
+        _merge(values, layer, name, origin)
     for key, value in (overrides or {}).items():
         nested: Any = value
         for part in reversed(key.split(".")):

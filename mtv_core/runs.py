@@ -131,6 +131,20 @@ def load_all() -> tuple[list[RunRecord], list[str]]:
     return records, problems
 
 
+def latest_with(stage: str, run_id: str | None = None) -> RunRecord:
+    """The named run, or the latest, that has a result of a stage.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    for record in [load(run_id)] if run_id else list(reversed(load_all()[0])):
+        if stage in record.stages and record.stages[stage].ref is not None:
+            return record
+    if run_id:
+        raise FileNotFoundError(f"run {run_id} has not finished the stage {stage!r}; see `mtv runs {run_id}`")
+    raise FileNotFoundError(f"no run in {runs_folder()} has finished the stage {stage!r}; see `mtv runs`")
+
+
 def effective_status(record: RunRecord) -> RunStatus:
     """The status as far as this machine can tell: `crashed` when a run says `running` and its process is gone.
 

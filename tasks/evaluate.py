@@ -53,7 +53,7 @@ def evaluate(run: Run, key: str, trained: StageRef, progress: Progress) -> Stage
         tag=trained.tag,
         revisions=trained.revisions,
         metrics=result.metrics,
-        outputs={"mlflow_run_id": tracked.run_id, "mlflow_url": tracked.url, "report": str(out / "evaluation.json")},
+        outputs={"mlflow_run_id": tracked.run_id, "mlflow_url": tracked.url, "report": str(out / "evaluation.json"), "model": trained.uri},
     )
 
 

@@ -24,9 +24,10 @@ def check(config: PipelineConfig) -> None:
     export.check(config.train.model, config.export)
 
 
-def key(run: Run, trained: StageRef) -> str:
-    """Depends on the model and on the formats."""
-    return stage_key("export", VERSION, model=trained.uri, config=run.config.export.model_dump(mode="json"))
+def key(run: Run, trained: StageRef, evaluated: StageRef | None) -> str:
+    """Depends on the model, on the evaluation that its card reports, and on the formats."""
+    report = evaluated.uri if evaluated else None
+    return stage_key("export", VERSION, model=trained.uri, report=report, config=run.config.export.model_dump(mode="json"))
 
 
 def export(run: Run, key: str, trained: StageRef, evaluated: StageRef | None, progress: Progress) -> StageRef:

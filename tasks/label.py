@@ -49,6 +49,16 @@ def label(run: Run, key: str, progress: Progress) -> StageRef:
     return _ref(run, result.version, result.tag, result.revisions).model_copy(update={"report": result.report})
 
 
+def as_it_is(run: Run) -> StageRef:
+    """The table's rows as they are, for a refresh that ingests nothing.
+
+    Raises:
+        FileNotFoundError: there is no table.
+    """
+    table = Table.open(run.table, run.config.table.storage_options)
+    return StageRef(stage="ingest", run_id=run.run_id, uri=run.table, version=table.version)
+
+
 def current(run: Run, tag: str | None = None) -> StageRef:
     """The labels as they are, for a stage that is run by itself: a tag that exists, or one of the table as it stands.
 

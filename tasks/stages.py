@@ -113,6 +113,12 @@ def label(run: Run, ingested: StageRef) -> StageRef:
     return _stage(run, "label", label_stage.key(run, ingested), label_task, label_stage.valid, ingested=ingested)
 
 
+def refresh(run: Run) -> StageRef:
+    """Label what is stale in a table as it is."""
+    ingested = label_stage.as_it_is(run)
+    return _stage(run, "label", label_stage.key(run, ingested), label_task, label_stage.valid, ingested=ingested)
+
+
 def train(run: Run, labelled: StageRef) -> StageRef:
     """Train, unless this configuration was trained on this tag."""
     return _stage(run, "train", train_stage.key(run, labelled), train_task, train_stage.valid, labelled=labelled)
@@ -125,4 +131,4 @@ def evaluate(run: Run, trained: StageRef) -> StageRef:
 
 def export(run: Run, trained: StageRef, evaluated: StageRef) -> StageRef:
     """Export, unless this model was exported in this way."""
-    return _stage(run, "export", export_stage.key(run, trained), export_task, export_stage.valid, trained=trained, evaluated=evaluated)
+    return _stage(run, "export", export_stage.key(run, trained, evaluated), export_task, export_stage.valid, trained=trained, evaluated=evaluated)

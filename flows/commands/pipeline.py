@@ -1,0 +1,81 @@
+"""`mtv run` and `mtv demo`: the whole pipeline through its deployment, followed to the end."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+
+from flows.commands.console import (
+    PresetOption,
+    SetOption,
+    SourcesOption,
+    TableOption,
+    err,
+    out,
+    overrides_of,
+    parameters_of,
+    resolve_options,
+)
+
+WatchOption = Annotated[bool, typer.Option("--watch/--no-watch", help="Follow the run to its end; the exit code says how it ended.")]
+
+
+def run(
+    preset: PresetOption = "demo",
+    sources: SourcesOption = None,
+    table: TableOption = None,
+    options: SetOption = None,
+    watch: WatchOption = True,
+) -> None:
+    """Run the pipeline through its deployment: ingest, label, train, evaluate, export.
+
+    The same as `prefect deployment run mtv/full-pipeline`, with the configuration checked here first and a table of results at the end.
+    """
+    resolve_options(preset, sources, table, options)  # mistakes show before anything starts
+    parameters = {name: value for name, value in parameters_of(sources, table).items() if value is not None}
+    _run(parameters | {"preset": preset} | ({"overrides": overrides_of(options)} if options else {}), watch)
+
+
+def demo(
+    options: SetOption = None,
+    keep_up: Annotated[bool, typer.Option("--keep-up/--down", help="Leave the services running, so that the links work.")] = True,
+) -> None:
+    """See it all work: start the services, run the pipeline on the embedded world of blocks, show what came out."""
+    from flows.commands.services import down, up
+
+    began = time.monotonic()
+    resolve_options("demo", None, None, options)
+    up()
+    try:
+        _run({"preset": "demo"} | ({"overrides": overrides_of(options)} if options else {}), watch=True)
+    finally:
+        if not keep_up:
+            down()
+    seconds = round(time.monotonic() - began)
+    out.print(f"\nTook {seconds // 60} min {seconds % 60} s. " + ("The services are still running: `mtv down` stops them." if keep_up else "The services are stopped."))
+
+
+def _run(parameters: dict[str, Any], watch: bool) -> None:
+    from infra.local import services
+
+    services.use_endpoints()
+    from flows.follow import follow, submit
+    from flows.results import show_run
+
+    flow_run_id = submit("mtv/full-pipeline", parameters)
+    url = services.flow_run_url(flow_run_id)
+    err.print(f"run of mtv/full-pipeline: {url}")
+    if not watch:
+        return
+    try:
+        state, record = follow(flow_run_id)
+    except KeyboardInterrupt:
+        err.print(f"\nThe run goes on. Watch it at {url}, or stop it with `prefect flow-run cancel {flow_run_id}`.")
+        raise typer.Exit(130) from None
+    if record is not None:
+        show_run(out, record)
+    if state != "Completed":
+        message = record.message if record is not None and record.message else f"see the log of the run at {url}"
+        raise RuntimeError(f"the run ended as {state}: {message}")

@@ -1,0 +1,65 @@
+"""`mtv/watch-experts`: look whether an expert has changed, and say so as an event."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow, get_run_logger
+from prefect.events import emit_event
+
+from mtv_core.config import resolve_config, table_uri
+from mtv_core.data.sources.config import SourceConfig
+from mtv_core.labelling_config import LabelConfig
+from mtv_core.store.config import TableConfig
+
+EVENT = "mtv.expert.updated"
+
+
+@flow(name="mtv", description="Compare the experts' revisions with the accepted ones.")
+def watch_experts(
+    sources: str | list[str | SourceConfig] | None = None,
+    table: TableConfig | None = None,
+    label: LabelConfig | None = None,
+    preset: str = "demo",
+    overrides: dict[str, Any] | None = None,
+) -> list[str]:
+    """Emit `mtv.expert.updated` for each expert whose current revision is not the one the table accepted. Returns their names.
+
+    Comparing with the table, and not with what was seen last time, makes up for events that were lost while the server was down.
+
+    Args:
+        sources: only says which table, when `table.uri` is 'auto'.
+        table: which table.
+        label: the experts to look at.
+        preset: values to start from.
+        overrides: dotted key → value.
+    """
+    from mtv_core import labelling
+    from mtv_core.store.table import Table
+
+    logger = get_run_logger()
+    config = resolve_config(preset, {"sources": sources, "table": table, "label": label}, overrides).config
+    uri = table_uri(config)
+    try:
+        accepted = Table.open(uri, config.table.storage_options).accepted()
+    except FileNotFoundError:
+        logger.info("there is no table at %s yet, so nothing is stale", uri)
+        return []
+    changed = []
+    for expert, revision in labelling.revisions(config.label).items():
+        before = accepted[expert].revision if expert in accepted else None
+        if revision == before:
+            logger.info("%s: revision %s, as accepted", expert, revision)
+            continue
+        changed.append(expert)
+        logger.info("%s: revision %s, accepted is %s", expert, revision, before)
+        emit_event(
+            event=EVENT,
+            resource={"prefect.resource.id": f"mtv.expert.{expert}", "prefect.resource.name": expert, "mtv.table": uri},
+            payload={"expert": expert, "table": uri, "revision": revision, "accepted": before, "preset": preset},
+        )
+    return changed
+
+
+if __name__ == "__main__":
+    watch_experts()
