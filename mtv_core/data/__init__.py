@@ -1,0 +1,1 @@
+"""Samples before they are a table: columns, sources, images, duplicates."""

@@ -1,0 +1,118 @@
+"""Lance datasets: opened by URI, created and appended to by one committer, without a half-visible state between.
+
+Nothing in Lance is idempotent: the same fragments committed twice double the rows. So whoever publishes asks first what is there.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import lance
+import pyarrow as pa
+from lance import LanceDataset, LanceOperation
+from lance.fragment import FragmentMetadata, write_fragments
+
+STORAGE_VERSION = "2.2"  # of data files
+_FULL = re.compile(r"no space left|disk quota|file too large|os error (28|27|122)\b", re.IGNORECASE)
+_READ_ONLY = re.compile(r"read-only file system|permission denied|access ?denied|os error (30|13|1)\b|not a directory", re.IGNORECASE)
+
+
+def explain(error: Exception, uri: str) -> OSError:
+    """A write that failed, in words that say what to do; Lance's own name the line of its source."""
+    text = str(error)
+    if _FULL.search(text) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return OSError(
+            errno.ENOSPC, f"no space left to write {uri}: free some or choose another table.uri, then run again; nothing half-done shows"
+        )
+    if _READ_ONLY.search(text) or isinstance(error, (PermissionError, NotADirectoryError)):
+        return PermissionError(errno.EACCES, f"cannot write to {uri}: it is read-only, or not a folder of yours; choose another table.uri")
+    return (
+        error if isinstance(error, OSError) else OSError(f"cannot write to {uri}: {text.splitlines()[0] if text else type(error).__name__}")
+    )
+
+
+def open_dataset(uri: str, version: int | str | None = None, storage_options: Mapping[str, str] | None = None) -> LanceDataset | None:
+    """The dataset, at its latest version or a given one or a tag; None if there is no such thing."""
+    try:
+        return lance.dataset(uri, version=version, storage_options=dict(storage_options or {}) or None)
+    except (ValueError, OSError) as error:
+        if re.search(r"was not found|does not exist", str(error)):
+            return None
+        raise
+
+
+def write(
+    rows: pa.Table | pa.RecordBatchReader, uri: str, max_rows_per_file: int, storage_options: Mapping[str, str] | None = None
+) -> list[FragmentMetadata]:
+    """Write fragments that nobody sees until they are published. For workers."""
+    exists = open_dataset(uri, storage_options=storage_options) is not None
+    try:
+        return write_fragments(
+            rows,
+            uri,
+            schema=rows.schema,
+            mode="append" if exists else "create",
+            max_rows_per_file=max_rows_per_file,
+            data_storage_version=STORAGE_VERSION,
+            storage_options=dict(storage_options or {}) or None,
+            enable_stable_row_ids=not exists,
+        )
+    except OSError as error:
+        raise explain(error, uri) from error
+
+
+def data_files(fragments: Iterable[FragmentMetadata]) -> set[str]:
+    """Names of the data files of fragments."""
+    return {file.path for fragment in fragments for file in fragment.files}
+
+
+def published_files(dataset: LanceDataset) -> set[str]:
+    """Names of all data files in the manifest of a dataset."""
+    return {file.path for fragment in dataset.get_fragments() for file in fragment.data_files()}
+
+
+def publish(
+    fragments: Sequence[FragmentMetadata], schema: pa.Schema, uri: str, storage_options: Mapping[str, str] | None = None
+) -> LanceDataset:
+    """Make fragments visible, all at once: create the dataset with them, or append those whose files are not in its manifest yet.
+
+    Safe to call again after a kill or an uncertain answer. A creation never replaces a table that appeared meanwhile (Lance refuses
+    `read_version=0` then). Stable row ids can only be chosen at creation.
+    """
+    options = dict(storage_options or {}) or None
+    dataset = open_dataset(uri, storage_options=storage_options)
+    try:
+        if dataset is None:
+            create = LanceOperation.Overwrite(schema, list(fragments))
+            try:
+                return LanceDataset.commit(uri, create, read_version=0, storage_options=options, enable_stable_row_ids=True)
+            except OSError:
+                dataset = open_dataset(uri, storage_options=storage_options)
+                if dataset is None:  # else another committer was first: append to what it made
+                    raise
+        known = published_files(dataset)
+        new = [fragment for fragment in fragments if not data_files([fragment]) <= known]
+        if not new:
+            return dataset
+        return LanceDataset.commit(dataset, LanceOperation.Append(new), read_version=dataset.version, storage_options=options)
+    except OSError as error:
+        raise explain(error, uri) from error
+
+
+def append_rows(rows: pa.Table, uri: str, max_rows_per_file: int, storage_options: Mapping[str, str] | None = None) -> LanceDataset:
+    """Write and publish in one go; not idempotent, so for rows the caller has checked."""
+    return publish(write(rows, uri, max_rows_per_file, storage_options), rows.schema, uri, storage_options)
+
+
+def quoted(values: Iterable[str]) -> str:
+    """A list of string literals for a filter."""
+    return ", ".join("'" + value.replace("'", "''") + "'" for value in values)
+
+
+def scanner_options(columns: Sequence[str] | None, **options: Any) -> dict[str, Any]:
+    """Arguments of a scanner that leave out what is None."""
+    given = {"columns": list(columns) if columns is not None else None, **options}
+    return {name: value for name, value in given.items() if value is not None}

@@ -1,0 +1,193 @@
+"""Labels of one fragment: staged as a data file, and published by DataReplacement together with many others.
+
+A staged label is a Lance file in the table's `data/` that no manifest names, and a record of it in `_staging/labels/`. A kill before the
+record leaves a file that clean-up removes; a kill after it leaves work that the next run publishes; publishing again changes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+from lance import LanceDataset, LanceOperation
+from lance.commit import CommitConflictError
+from lance.file import LanceFileWriter
+from lance.fragment import DataFile
+from pydantic import BaseModel, Field
+
+from mtv_core.data.schema import label_schema
+from mtv_core.faults import fault_point
+from mtv_core.report import Reject
+from mtv_core.store.dataset import STORAGE_VERSION, explain
+
+if TYPE_CHECKING:
+    from mtv_core.store.table import Table
+
+_REVISION = re.compile(r"[\w.-]+")
+_BATCH_ROWS = 1024
+
+
+class LabelConflictError(RuntimeError):
+    """Somebody else labelled or rewrote these fragments since they were scanned: scan again, and stage what is still stale."""
+
+
+class FragmentTask(BaseModel, frozen=True, extra="forbid"):
+    """A fragment with rows to label."""
+
+    fragment_id: int
+    physical_rows: int = Field(description="rows a label file must have: deleted ones included")
+    num_stale: int
+
+
+class StalePlan(BaseModel, frozen=True, extra="forbid"):
+    """What is to be labelled, as of one version of the samples."""
+
+    expert: str
+    revision: str
+    version: int = Field(description="the version that was scanned; staging and committing refer to it")
+    fragments: list[FragmentTask]
+
+    @property
+    def num_stale(self) -> int:
+        """Rows to label."""
+        return sum(task.num_stale for task in self.fragments)
+
+
+class StagedLabels(BaseModel, frozen=True, extra="forbid"):
+    """One fragment's labels, written but not visible. The record that survives a restart."""
+
+    expert: str
+    revision: str
+    version: int = Field(description="the version that was scanned")
+    fragment_id: int
+    physical_rows: int
+    num_labelled: int = Field(description="rows whose revision is set")
+    data_file: str = Field(description="name in the table's data folder")
+    bytes_written: int
+    rejects: list[Reject] = Field(default_factory=list)
+
+    @property
+    def record(self) -> str:
+        """Where the record is kept, relative to the table."""
+        return f"{record_folder(self.expert, self.revision)}/{self.version}-{self.fragment_id}.json"
+
+
+def record_folder(expert: str, revision: str) -> str:
+    """Folder of the records of one expert's revision, relative to the table."""
+    assert _REVISION.fullmatch(revision), revision
+    return f"_staging/labels/{expert}/{revision}"
+
+
+def stage(
+    table: Table, expert: str, version: int, fragment_id: int, batch: pa.Table, rejects: Sequence[Reject], revision: str | None
+) -> StagedLabels:
+    """See `Table.stage_labels`."""
+    schema = label_schema(expert)
+    dataset = table.dataset(version)
+    physical_rows = table.fragment(dataset, fragment_id).physical_rows
+    # Lance would commit a file of another length, and every read of the column would fail from then on.
+    if batch.num_rows != physical_rows:
+        raise ValueError(f"fragment {fragment_id} has {physical_rows} physical rows, the {expert} labels {batch.num_rows}")
+    batch = batch.select(schema.names).cast(schema)
+    written = batch[f"{expert}_rev"].drop_null()
+    found = set(written.unique().to_pylist())
+    if revision is None and len(found) == 1:
+        revision = found.pop()
+    if revision is None or found - {revision}:
+        raise ValueError(f"labels of one fragment carry one revision; these carry {sorted(found) or 'none'}")
+    # A new name each time: a worker that everybody thought dead must not overwrite a file that is published by now.
+    name = f"label-{expert}-{revision}-{version}-{fragment_id}-{secrets.token_hex(4)}.lance"
+    uri = f"{table.samples_uri}/data/{name}"
+    try:
+        with LanceFileWriter(uri, schema, version=STORAGE_VERSION, storage_options=table.lance_options) as writer:
+            for part in batch.to_batches(max_chunksize=_BATCH_ROWS):
+                writer.write_batch(part)
+        staged = StagedLabels(
+            expert=expert,
+            revision=revision,
+            version=version,
+            fragment_id=fragment_id,
+            physical_rows=physical_rows,
+            num_labelled=len(written),
+            data_file=name,
+            bytes_written=table.files.size(f"samples.lance/data/{name}"),
+            rejects=list(rejects),
+        )
+        table.files.write(staged.record, staged.model_dump_json().encode())
+    except OSError as error:
+        raise explain(error, table.uri) from error
+    return staged
+
+
+def find(table: Table, expert: str, revision: str, version: int) -> list[StagedLabels]:
+    """See `Table.staged`."""
+    folder = record_folder(expert, revision)
+    names = table.files.names(folder)
+    if not names:
+        return []
+    dataset = table.dataset(version)
+    stale = {task.fragment_id: task.physical_rows for task in table.stale(expert, revision, version).fragments}
+    found: dict[int, StagedLabels] = {}
+    for name in names:
+        staged = StagedLabels.model_validate_json(table.files.read(f"{folder}/{name}"))
+        useful = (
+            stale.get(staged.fragment_id) == staged.physical_rows
+            and staged.version <= version
+            and table.files.exists(f"samples.lance/data/{staged.data_file}")
+            and _published(dataset, staged) is False
+        )
+        if useful and staged.version > getattr(found.get(staged.fragment_id), "version", -1):
+            found[staged.fragment_id] = staged
+        elif not useful and staged.version <= version:
+            table.files.remove(f"{folder}/{name}")
+    return [found[fragment] for fragment in sorted(found)]
+
+
+def _published(dataset: LanceDataset, staged: StagedLabels) -> bool | None:
+    """Whether the manifest names the staged file; None if the fragment is gone."""
+    fragment = dataset.get_fragment(staged.fragment_id)
+    if fragment is None:
+        return None
+    return any(file.path == staged.data_file for file in fragment.data_files())
+
+
+def commit(table: Table, staged: Sequence[StagedLabels]) -> int:
+    """See `Table.commit_labels`."""
+    # Rejects first: a row whose label failed for good is never visible without its reason.
+    table.rejects.append([reject for labels in staged for reject in labels.rejects])
+    for expert, version in sorted({(labels.expert, labels.version) for labels in staged}):
+        _replace(table, [labels for labels in staged if (labels.expert, labels.version) == (expert, version)], version)
+        fault_point("label.replaced")
+    for labels in staged:
+        table.files.remove(labels.record)
+    return table.version
+
+
+def _replace(table: Table, staged: list[StagedLabels], version: int) -> None:
+    dataset = table.dataset()
+    # After a kill or an uncertain answer of the store: what the manifest names is done.
+    new = [labels for labels in staged if not _published(dataset, labels)]
+    for labels in new:
+        fragment = dataset.get_fragment(labels.fragment_id)
+        if fragment is None or fragment.physical_rows != labels.physical_rows:
+            _forget(table, new)
+            raise LabelConflictError(f"fragment {labels.fragment_id} was rewritten since version {version}")
+    if not new:
+        return
+    try:
+        groups = [LanceOperation.DataReplacementGroup(labels.fragment_id, DataFile.create(dataset, labels.data_file)) for labels in new]
+        # Never a later version than the one scanned: it would hide a conflict instead of solving it.
+        LanceDataset.commit(dataset, LanceOperation.DataReplacement(groups), read_version=version, storage_options=table.lance_options)
+    except CommitConflictError as error:
+        _forget(table, new)
+        raise LabelConflictError(f"{new[0].expert}: fragments were labelled or rewritten by another run since version {version}") from error
+    except OSError as error:
+        raise explain(error, table.uri) from error
+
+
+def _forget(table: Table, staged: Sequence[StagedLabels]) -> None:
+    for labels in staged:
+        table.files.remove(labels.record)

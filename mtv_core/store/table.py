@@ -1,0 +1,256 @@
+"""A table: `samples.lance`, `rejects.lance`, `shards.lance` and what is staged, below one folder or URI.
+
+    <uri>/samples.lance     one row an image; appears with its first rows, grows by ingest, gets labels by column replacement
+    <uri>/rejects.lance     one row a refusal
+    <uri>/shards.lance      the ledger: which shards are done
+    <uri>/_staging/         of runs under way or killed; nobody reads it
+
+Workers get (uri, version) and open their own; a Table holds no handle and pickles.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from lance import LanceDataset, LanceFragment
+from pydantic import BaseModel
+
+from mtv_core.data.files import Files
+from mtv_core.data.schema import LABELS, SAMPLES, label_schema
+from mtv_core.report import Reject
+from mtv_core.store import labels
+from mtv_core.store.dataset import append_rows, explain, open_dataset
+from mtv_core.store.labels import FragmentTask, StagedLabels, StalePlan
+from mtv_core.store.ledger import Ledger
+from mtv_core.store.rejects import RejectLog
+from mtv_core.store.view import View
+
+_ACCEPTED = "mtv.accepted."  # + expert: key in the configuration of samples.lance
+
+
+class Accepted(BaseModel, frozen=True, extra="forbid"):
+    """The revision of an expert that the table's labels are to have, and where it can be loaded from."""
+
+    revision: str
+    source: dict[str, Any]
+
+
+class Table:
+    """One table. Every method looks at the latest version unless it is given one."""
+
+    def __init__(self, uri: str, storage_options: Mapping[str, str] | None = None) -> None:
+        self.files = Files(uri, storage_options)
+        self.uri = self.files.uri
+        self.storage_options = self.files.storage_options
+        self.samples_uri = f"{self.uri}/samples.lance"
+        self.rejects = RejectLog(f"{self.uri}/rejects.lance", storage_options)
+        self.ledger = Ledger(f"{self.uri}/shards.lance", storage_options)
+
+    @classmethod
+    def open(cls, uri: str, storage_options: Mapping[str, str] | None = None) -> Table:
+        """A table that has rows.
+
+        Raises:
+            FileNotFoundError: it has none yet.
+        """
+        table = cls(uri, storage_options)
+        table.dataset()
+        return table
+
+    @classmethod
+    def create_or_open(cls, uri: str, storage_options: Mapping[str, str] | None = None) -> Table:
+        """A table to write to; nothing is made before its first rows are committed."""
+        return cls(uri, storage_options)
+
+    @classmethod
+    def at(cls, uri: str, tag: str | None = None, version: int | None = None, storage_options: Mapping[str, str] | None = None) -> View:
+        """The rows as of a tag, of a version, or of now.
+
+        Raises:
+            FileNotFoundError: there is no such tag or version.
+        """
+        table = cls.open(uri, storage_options)
+        if tag is not None:
+            if tag not in table.tags():
+                raise FileNotFoundError(f"the table {table.uri} has no tag {tag!r}; it has {', '.join(sorted(table.tags())) or 'none'}")
+            return View(table.uri, table.tags()[tag], storage_options)
+        view = View(table.uri, table.version if version is None else version, storage_options)
+        _ = view.dataset
+        return view
+
+    @property
+    def lance_options(self) -> dict[str, str] | None:
+        """Storage options as Lance takes them."""
+        return dict(self.storage_options) or None
+
+    def exists(self) -> bool:
+        """Whether it has rows."""
+        return open_dataset(self.samples_uri, storage_options=self.storage_options) is not None
+
+    def dataset(self, version: int | None = None) -> LanceDataset:
+        """The samples. For the store's own modules: a handle never leaves its process.
+
+        Raises:
+            FileNotFoundError: no rows yet, or not that version.
+        """
+        dataset = open_dataset(self.samples_uri, version, self.storage_options)
+        if dataset is None:
+            which = "" if version is None else f" at version {version}"
+            raise FileNotFoundError(f"there is no table with samples{which} at {self.uri}; make one first: mtv ingest")
+        return dataset
+
+    @property
+    def version(self) -> int:
+        """Latest version of the samples."""
+        return int(self.dataset().version)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the latest version."""
+        return int(self.dataset().count_rows())
+
+    def version_exists(self, version: int) -> bool:
+        """Whether a version can still be read."""
+        return open_dataset(self.samples_uri, version, self.storage_options) is not None
+
+    def append(self, rows: pa.Table, rows_per_fragment: int = 10_000) -> int:
+        """Add rows of the schema SAMPLES as they are, and return the new version. Not idempotent: exactly once is ingest's."""
+        return int(append_rows(rows.cast(SAMPLES), self.samples_uri, rows_per_fragment, self.storage_options).version)
+
+    # Experts
+
+    def ensure_columns(self, expert: str) -> None:
+        """Add an expert's columns, all null, unless they are there. Metadata only: no data file is touched."""
+        dataset = self.dataset()
+        missing = pa.schema([field for field in label_schema(expert) if field.name not in dataset.schema.names])
+        if missing:
+            dataset.add_columns(missing)
+
+    def accepted(self) -> dict[str, Accepted]:
+        """Expert → the revision its labels are to have."""
+        config = self.dataset().config()
+        return {
+            key.removeprefix(_ACCEPTED): Accepted.model_validate_json(value) for key, value in config.items() if key.startswith(_ACCEPTED)
+        }
+
+    def accept(self, expert: str, revision: str, source: dict[str, Any]) -> None:
+        """From now on rows of another revision are stale. Kept in the table itself, so that it is true wherever the table is read."""
+        wanted = Accepted(revision=revision, source=source)
+        if self.accepted().get(expert) != wanted:
+            self.dataset().update_config({f"{_ACCEPTED}{expert}": wanted.model_dump_json()})
+
+    def stale(self, expert: str, revision: str, version: int | None = None) -> StalePlan:
+        """Which fragments have rows whose label is missing or of another revision. Before `ensure_columns` that is all of them."""
+        dataset = self.dataset(version)
+        column = f"{expert}_rev"
+        labels.record_folder(expert, revision)
+        condition = f"{column} is null or {column} <> '{revision}'" if column in dataset.schema.names else None
+        scanner = dataset.scanner(columns=[], with_row_address=True, filter=condition)
+        counts: dict[int, int] = {}
+        for batch in scanner.to_batches():
+            fragments, rows = np.unique(batch["_rowaddr"].to_numpy() >> np.uint64(32), return_counts=True)
+            for fragment, number in zip(fragments.tolist(), rows.tolist(), strict=True):
+                counts[fragment] = counts.get(fragment, 0) + number
+        tasks = [
+            FragmentTask(fragment_id=fragment.fragment_id, physical_rows=fragment.physical_rows, num_stale=counts[fragment.fragment_id])
+            for fragment in dataset.get_fragments()
+            if fragment.fragment_id in counts
+        ]
+        return StalePlan(expert=expert, revision=revision, version=int(dataset.version), fragments=tasks)
+
+    def read_fragment(self, version: int, fragment_id: int, columns: Sequence[str]) -> pa.Table:
+        """The physical rows of a fragment in their order, deleted ones included: labels are written to positions."""
+        fragment = self.fragment(self.dataset(version), fragment_id)
+        # Lance gives deleted rows only together with row ids.
+        rows = fragment.scanner(columns=list(columns), with_row_id=True, include_deleted_rows=True).to_table()
+        assert rows.num_rows == fragment.physical_rows
+        return rows.select(list(columns))
+
+    @staticmethod
+    def fragment(dataset: LanceDataset, fragment_id: int) -> LanceFragment:
+        """A fragment that a plan of this version named."""
+        fragment = dataset.get_fragment(fragment_id)
+        assert fragment is not None, fragment_id
+        return fragment
+
+    def stage_labels(
+        self,
+        expert: str,
+        version: int,
+        fragment_id: int,
+        batch: pa.Table,
+        rejects: Sequence[Reject] = (),
+        revision: str | None = None,
+    ) -> StagedLabels:
+        """Write a fragment's labels, invisible until committed. For workers; running it again replaces the record of the first time.
+
+        `batch` has the expert's columns and `<expert>_rev` for every physical row in order. The revision is the one found in the rows;
+        it must be given when every row failed for now (all null).
+
+        Raises:
+            ValueError: a wrong number of rows, or more than one revision.
+        """
+        return labels.stage(self, expert, version, fragment_id, batch, rejects, revision)
+
+    def staged(self, expert: str, revision: str, version: int) -> list[StagedLabels]:
+        """Labels that a killed run staged and that are still of use at `version`: commit them instead of computing them again."""
+        return labels.find(self, expert, revision, version)
+
+    def commit_labels(self, staged: Sequence[StagedLabels]) -> int:
+        """Publish staged labels, rejects first, and return the new version. Again after a kill, it publishes what is missing.
+
+        Other experts' labels, appends and deletes since the scan do no harm.
+
+        Raises:
+            LabelConflictError: the same labels were written or the rows rewritten since the scan. The records are dropped: plan again.
+        """
+        return labels.commit(self, staged)
+
+    # Tags
+
+    def tags(self) -> dict[str, int]:
+        """Tag → version."""
+        return {name: int(tag["version"]) for name, tag in self.dataset().tags.list().items()}
+
+    def label_counts(self, version: int | None = None) -> dict[str, dict[str, int]]:
+        """Expert → revision ('' for none yet) → rows."""
+        dataset = self.dataset(version)
+        counts: dict[str, dict[str, int]] = {}
+        for expert in (name for name in LABELS if f"{name}_rev" in dataset.schema.names):
+            column = dataset.to_table(columns=[f"{expert}_rev"])[0]
+            counts[expert] = {str(pair["values"] or ""): int(pair["counts"]) for pair in column.value_counts().to_pylist()}
+        return counts
+
+    def tag(self, revisions: Mapping[str, str], allow_mixed: bool = False) -> str:
+        """Name the latest version for good: its rows, with labels of `revisions` (expert → revision). The same again gives the same tag.
+
+        Raises:
+            ValueError: rows are not labelled, or by another revision, and that was not allowed.
+        """
+        dataset = self.dataset()
+        version = int(dataset.version)
+        counts = self.label_counts(version)
+        total = int(dataset.count_rows())
+        for expert, revision in sorted(revisions.items()):
+            labelled = counts.get(expert, {}).get(revision, 0)
+            if labelled != total and not allow_mixed:
+                raise ValueError(
+                    f"{total - labelled} of {total} rows have no {expert} labels of revision {revision}; run `mtv label` again, "
+                    "or allow a tag of mixed labels"
+                )
+        document = json.dumps([version, sorted(revisions.items())])
+        name = f"mtv-{hashlib.sha256(document.encode()).hexdigest()[:12]}"
+        if name not in self.tags():
+            try:
+                with contextlib.suppress(ValueError):  # another process was quicker: the same name is the same version
+                    dataset.tags.create(name, version)
+                dataset.tags.replace_metadata(name, {"revisions": json.dumps(dict(revisions)), "counts": json.dumps(counts)})
+            except OSError as error:
+                raise explain(error, self.uri) from error
+        return name
