@@ -47,7 +47,10 @@ def watch_experts(
         return []
     changed = []
     for expert, revision in labelling.revisions(config.label).items():
-        before = accepted[expert].revision if expert in accepted else None
+        if expert not in accepted:
+            logger.info("%s: the table has no labels of it yet", expert)
+            continue
+        before = accepted[expert].revision
         if revision == before:
             logger.info("%s: revision %s, as accepted", expert, revision)
             continue

@@ -7,7 +7,6 @@ import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,14 @@ from mtv_core.runs import RunRecord, RunStatus, StageRecord
 ROOT = Path(__file__).parent.parent
 
 
-@dataclass
 class Run:
-    """A run while it works: its configuration and the record that is saved after every step."""
+    """A run while it works: its configuration and the record that is saved after every step.
 
-    record: RunRecord
-    config: PipelineConfig
-    origin: dict[str, str] = field(default_factory=dict)
+    No dataclass, since Prefect looks into those when they are parameters and may hand the task a copy.
+    """
+
+    def __init__(self, record: RunRecord, config: PipelineConfig, origin: dict[str, str]) -> None:
+        self.record, self.config, self.origin = record, config, origin
 
     @property
     def run_id(self) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from mtv_core.config import PipelineConfig
 from mtv_core.executor import Progress
 from mtv_core.report import StageRef, StageReport
+from mtv_core.training.config import FREE
 from tasks import tracking
 from tasks.run import Run, resumable, stage_key
 
@@ -31,8 +31,8 @@ def check(config: PipelineConfig) -> None:
 
 
 def key(run: Run, labelled: StageRef) -> str:
-    """Depends on the tag, which stands for exactly these rows and labels, and on the training configuration."""
-    return stage_key("train", VERSION, table=run.table, tag=labelled.tag, config=run.config.train.model_dump(mode="json"))
+    """Depends on the tag, which stands for exactly these rows and labels, and on what of the configuration changes the result."""
+    return stage_key("train", VERSION, table=run.table, tag=labelled.tag, config=run.config.train.model_dump(mode="json", exclude=set(FREE)))
 
 
 def train(run: Run, key: str, labelled: StageRef, progress: Progress) -> StageRef:
@@ -71,7 +71,6 @@ def train(run: Run, key: str, labelled: StageRef, progress: Progress) -> StageRe
         tracked.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     tracked.end("FINISHED")
-    _drop(run.folder / "checkpoints" / "partial")
     return StageRef(
         stage="train",
         run_id=run.run_id,
@@ -94,11 +93,6 @@ def train(run: Run, key: str, labelled: StageRef, progress: Progress) -> StageRe
 def _checkpoints(folder: Path) -> str | None:
     found = folder / "checkpoints"
     return str(found) if found.is_dir() and any(found.iterdir()) else None
-
-
-def _drop(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
 
 
 def valid(ref: StageRef) -> bool:
