@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors.torch import load_file, save_file
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, SiglipTextConfig, SiglipTextModel
 
+from mtv_core.model.backbone import make_backbone, pool, tokens
 from mtv_core.model.config import ModelConfig
 from mtv_core.model.preprocess import TEXT_LENGTH
 
@@ -31,7 +30,7 @@ class MTV(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         self.config = config
-        self.backbone = _backbone(config)
+        self.backbone = make_backbone(config)
         text = config.text
         self.text = SiglipTextModel(
             SiglipTextConfig(
@@ -100,49 +99,12 @@ class MTV(nn.Module):
         mask: tuple[Tensor, Tensor] | None = None,
         keep: tuple[Sequence[int], dict[int, Tensor]] | None = None,
     ) -> Tensor:
-        """All tokens after the last block, normalised: prefix tokens (SigLIP has none), then patches.
+        """`backbone.tokens` of this model: [B, prefix + N, D]."""
+        return tokens(self.backbone, pixels_B3SS, mask, keep)
 
-        Args:
-            pixels_B3SS: −1 … 1.
-            mask: bool [B, N], and the token [D] that stands where it is True, before positions are added.
-            keep: blocks whose raw outputs to put into the dictionary.
-        """
-        vit = self.backbone
-        x_BHWD = vit.patch_embed(pixels_B3SS)
-        if mask is not None:
-            masked_BN, token_D = mask
-            hidden = masked_BN.view(*x_BHWD.shape[:3], 1)
-            x_BHWD = torch.where(hidden, token_D.to(x_BHWD.dtype), x_BHWD)
-        x = vit.norm_pre(vit.patch_drop(vit._pos_embed(x_BHWD)))
-        for index, block in enumerate(vit.blocks):
-            x = block(x)
-            if keep is not None and index in keep[0]:
-                keep[1][index] = x
-        out: Tensor = vit.norm(x)
-        return out
-
-    def pool(self, tokens: Tensor) -> Tensor:
+    def pool(self, tokens_BND: Tensor) -> Tensor:
         """[B, D] of what `tokens` returned."""
-        pooled: Tensor = self.backbone.forward_head(tokens, pre_logits=True)
-        return pooled
-
-
-def _backbone(config: ModelConfig) -> VisionTransformer:
-    arguments = {"img_size": config.image_size, "num_classes": 0, "pretrained": False} | config.backbone_args
-    if arguments["img_size"] != config.image_size:
-        raise ValueError("the size of pictures is model.image_size; leave img_size out of model.backbone_args")
-    try:
-        # Crops have sizes of their own: positions are interpolated where a picture is not image_size.
-        backbone = timm.create_model(config.backbone, dynamic_img_size=True, **arguments)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"timm cannot make model.backbone {config.backbone!r} with {arguments}: {error}") from error
-    if not isinstance(backbone, VisionTransformer):
-        raise ValueError(f"model.backbone {config.backbone!r} is a {type(backbone).__name__}; take a timm VisionTransformer, `vit_*`")
-    if config.image_size % backbone.patch_embed.patch_size[0]:
-        raise ValueError(
-            f"model.image_size ({config.image_size}) must be a multiple of the patch size ({backbone.patch_embed.patch_size[0]})"
-        )
-    return backbone
+        return pool(self.backbone, tokens_BND)
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:

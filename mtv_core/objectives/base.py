@@ -61,6 +61,10 @@ class Views:
     """[B, N, D] each: raw outputs of the blocks the depth head reads."""
     text: Tensor | None = None
     """[B, D]: captions."""
+    log_scale: Tensor | None = None
+    """scalar: the model's own, of the contrast of pictures and captions."""
+    bias: Tensor | None = None
+    """scalar: likewise."""
     phrases: Tensor | None = None
     """[P, D]."""
     global_pooled: Tensor | None = None
@@ -90,7 +94,11 @@ class Objective(Protocol):
 
     name: str
     needs: frozenset[str]
-    teacher_heads: Mapping[str, nn.Module]  # heads the teacher has an average of
+
+    @property
+    def teacher_heads(self) -> Mapping[str, nn.Module]:
+        """Heads that the teacher has an average of."""
+        ...
 
     def __call__(self, views: Views, batch: Batch, teacher_heads: Mapping[str, nn.Module]) -> Loss:
         """Args: what the towers made of the batch, the batch, and the averages of `teacher_heads`."""

@@ -1,0 +1,70 @@
+"""A timm vision transformer, and its forward pass with patches hidden and layers kept.
+
+Shapes: B pictures, N patches, D width, S side in px.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from mtv_core.model.config import ModelConfig
+
+
+def make_backbone(config: ModelConfig) -> VisionTransformer:
+    """The timm transformer a configuration names, with weights of torch's global generator.
+
+    Raises:
+        ValueError: timm has no such model, cannot make it like this, or it is no VisionTransformer.
+    """
+    arguments = {"img_size": config.image_size, "num_classes": 0, "pretrained": False} | config.backbone_args
+    if arguments["img_size"] != config.image_size:
+        raise ValueError("the size of pictures is model.image_size; leave img_size out of model.backbone_args")
+    try:
+        # Crops have sizes of their own: positions are interpolated where a picture is not image_size.
+        backbone = timm.create_model(config.backbone, dynamic_img_size=True, **arguments)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"timm cannot make model.backbone {config.backbone!r} with {arguments}: {error}") from error
+    if not isinstance(backbone, VisionTransformer):
+        raise ValueError(f"model.backbone {config.backbone!r} is a {type(backbone).__name__}; take a timm VisionTransformer, `vit_*`")
+    if config.image_size % backbone.patch_embed.patch_size[0]:
+        raise ValueError(
+            f"model.image_size ({config.image_size}) must be a multiple of the patch size ({backbone.patch_embed.patch_size[0]})"
+        )
+    return backbone
+
+
+def tokens(
+    vit: VisionTransformer,
+    pixels_B3SS: Tensor,
+    mask: tuple[Tensor, Tensor] | None = None,
+    keep: tuple[Sequence[int], dict[int, Tensor]] | None = None,
+) -> Tensor:
+    """All tokens after the last block, normalised: prefix tokens (SigLIP has none), then patches.
+
+    Args:
+        pixels_B3SS: −1 … 1.
+        mask: bool [B, N], and the token [D] that stands where it is True, before positions are added.
+        keep: blocks whose raw outputs to put into the dictionary.
+    """
+    x_BHWD = vit.patch_embed(pixels_B3SS)
+    if mask is not None:
+        hidden_BN, token_D = mask
+        x_BHWD = torch.where(hidden_BN.view(*x_BHWD.shape[:3], 1), token_D.to(x_BHWD.dtype), x_BHWD)
+    x = vit.norm_pre(vit.patch_drop(vit._pos_embed(x_BHWD)))
+    for index, block in enumerate(vit.blocks):
+        x = block(x)
+        if keep is not None and index in keep[0]:
+            keep[1][index] = x
+    out: Tensor = vit.norm(x)
+    return out
+
+
+def pool(vit: VisionTransformer, tokens_BND: Tensor) -> Tensor:
+    """[B, D] of what `tokens` returned, by the backbone's own pooling."""
+    pooled: Tensor = vit.forward_head(tokens_BND, pre_logits=True)
+    return pooled

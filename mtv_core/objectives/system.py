@@ -1,0 +1,171 @@
+"""All objectives of one step in one forward, so that one DDP wraps everything and pictures go through the backbone as few times as can be.
+
+Shapes as in `base`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TypedDict, cast
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from mtv_core.model.backbone import pool, tokens
+from mtv_core.model.mtv import MTV
+from mtv_core.objectives.base import Batch, Loss, Objective, Views
+from mtv_core.objectives.config import ObjectivesConfig
+from mtv_core.objectives.contrastive import Contrastive
+from mtv_core.objectives.depth import Depth, spread_layers
+from mtv_core.objectives.distillation import Distillation
+from mtv_core.objectives.grounding import Grounding
+from mtv_core.objectives.masked import MaskedPatches
+from mtv_core.objectives.weighting import static
+
+
+class Outcome(TypedDict):
+    """Of one step on one rank. Averaged over ranks, all of it is the global batch's."""
+
+    loss: Tensor
+    """scalar with gradients: what to call backward on."""
+    losses: dict[str, Tensor]
+    """detached, not weighted, by objective: contrastive, distillation, masked, grounding, depth."""
+    metrics: dict[str, Tensor]
+    """detached, `<objective>/<metric>`."""
+
+
+def build(config: ObjectivesConfig, model: MTV) -> dict[str, Objective]:
+    """The objectives that are on, with fresh heads.
+
+    Raises:
+        ValueError: the depth head is to read a block that the backbone does not have, or heads do not divide its width.
+    """
+    width, blocks = model.width, len(model.backbone.blocks)
+    objectives: dict[str, Objective] = {}
+    if config.contrastive is not None:
+        objectives["contrastive"] = Contrastive()
+    if config.distillation is not None:
+        objectives["distillation"] = Distillation(width, config.distillation)
+    if config.masked is not None:
+        objectives["masked"] = MaskedPatches(width, config.masked)
+    if config.grounding is not None:
+        objectives["grounding"] = Grounding(width, config.grounding)
+    if config.depth is not None:
+        layers = config.depth.layers or spread_layers(blocks)
+        if not all(0 <= layer < blocks for layer in layers):
+            raise ValueError(f"objectives.depth.layers {list(layers)} must be within 0 … {blocks - 1}, the blocks of the backbone")
+        objectives["depth"] = Depth(width, layers, config.depth)
+    return objectives
+
+
+class ObjectiveSystem(nn.Module):
+    """Model, teacher and objectives. `forward` gives the losses; call `update_teacher` after each step of the optimiser."""
+
+    def __init__(self, model: MTV, config: ObjectivesConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = model
+        self.objectives = nn.ModuleDict(cast(dict[str, nn.Module], build(config, model)))
+        self.needs = frozenset().union(*(objective.needs for _, objective in self._named()))
+        self.teacher = nn.ModuleDict()
+        if self.needs & {"teacher_pooled", "teacher_patches"}:
+            self.teacher["backbone"] = copy.deepcopy(model.backbone)
+            for name, objective in self._named():
+                if objective.teacher_heads:
+                    self.teacher[name] = nn.ModuleDict({key: copy.deepcopy(head) for key, head in objective.teacher_heads.items()})
+        self.teacher.requires_grad_(False)
+        self._freeze_unused()
+        self.train()
+
+    def _named(self) -> list[tuple[str, Objective]]:
+        return [(name, cast(Objective, module)) for name, module in self.objectives.items()]
+
+    def _freeze_unused(self) -> None:
+        """DDP waits for the gradient of every parameter that asks for one: what no objective uses asks for none."""
+        if not self.needs & {"text", "phrases"}:
+            self.model.text.requires_grad_(False)
+        if "log_scale" not in self.needs:
+            self.model.logit_scale.requires_grad_(False)
+            self.model.logit_bias.requires_grad_(False)
+        if not self.needs & {"image", "global_pooled", "local_pooled"} and self.model.backbone.attn_pool is not None:
+            self.model.backbone.attn_pool.requires_grad_(False)
+        if not self.needs - {"layers", "phrases", "text"}:
+            self.model.backbone.norm.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> ObjectiveSystem:
+        """The teacher has no dropout."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(self, batch: Batch, step: int = 0) -> Outcome:
+        """All losses of a batch. `step` is for objectives and weightings with a schedule; there is none yet."""
+        views = self._look(batch)
+        results: dict[str, Loss] = {}
+        for name, objective in self._named():
+            heads = cast(Mapping[str, nn.Module], self.teacher[name]) if name in self.teacher else {}
+            results[name] = objective(views, batch, heads)
+        losses = {name: result.value for name, result in results.items()}
+        return Outcome(
+            loss=static(losses, {name: getattr(self.config, name).weight for name in losses}),
+            losses={name: loss.detach() for name, loss in losses.items()},
+            metrics={f"{name}/{key}": value for name, result in results.items() for key, value in result.metrics.items()},
+        )
+
+    def _look(self, batch: Batch) -> Views:
+        """Every tower once for every size of picture: the clean view and the masked global crops go through together."""
+        views, model, prefix = (
+            Views(log_scale=self.model.logit_scale, bias=self.model.logit_bias),
+            self.model,
+            self.model.backbone.num_prefix_tokens,
+        )
+        clean, crops = bool(self.needs & {"image", "patches", "layers"}), bool(self.needs & {"global_pooled", "global_patches"})
+        G, B, V = len(batch.global_crops), len(batch), len(batch.local_crops)
+        kept: dict[int, Tensor] = {}
+        layers = cast(Depth, self.objectives["depth"]).layers if "depth" in self.objectives else ()
+        whole = [batch.pixels] * clean + [batch.global_crops.flatten(0, 1)] * crops
+        mask = None
+        if "masked" in self.objectives:
+            hidden = batch.masks.flatten(0, 1)
+            mask = torch.cat([hidden.new_zeros(B, hidden.shape[1]), hidden]) if clean else hidden
+        x = tokens(
+            model.backbone,
+            torch.cat(whole),
+            None if mask is None else (mask, cast(MaskedPatches, self.objectives["masked"]).mask_token),
+            (layers, kept),
+        )
+        if clean:
+            views.patches = x[:B, prefix:]
+            views.image = pool(model.backbone, x[:B]) if "image" in self.needs else None
+            views.layers = [kept[layer][:B, prefix:] for layer in layers]
+        if crops:
+            views.global_patches = x[-G * B :, prefix:].unflatten(0, (G, B))
+            views.global_pooled = pool(model.backbone, x[-G * B :]).unflatten(0, (G, B)) if "global_pooled" in self.needs else None
+        if V and "local_pooled" in self.needs:
+            views.local_pooled = pool(model.backbone, tokens(model.backbone, batch.local_crops.flatten(0, 1))).unflatten(0, (V, B))
+        if "backbone" in self.teacher:
+            with torch.no_grad():
+                teacher = cast(VisionTransformer, self.teacher["backbone"])
+                seen = tokens(teacher, batch.global_crops.flatten(0, 1))
+                views.teacher_patches = seen[:, prefix:].unflatten(0, (G, B))
+                views.teacher_pooled = pool(teacher, seen).unflatten(0, (G, B))
+        texts = [batch.text_ids] * ("text" in self.needs) + [batch.phrase_ids] * ("phrases" in self.needs)
+        if texts:
+            embedded = model.encode_text(torch.cat(texts))
+            views.text = embedded[:B] if "text" in self.needs else None
+            views.phrases = embedded[-len(batch.phrase_ids) :] if "phrases" in self.needs else None
+        return views
+
+    @torch.no_grad()
+    def update_teacher(self) -> None:
+        """teacher ← momentum · teacher + (1 − momentum) · student. The same on every rank, since students are."""
+        if "backbone" not in self.teacher:
+            return
+        pairs: list[tuple[nn.Module, nn.Module]] = [(self.teacher["backbone"], self.model.backbone)]
+        for name, objective in self._named():
+            pairs += [(cast(nn.ModuleDict, self.teacher[name])[key], head) for key, head in objective.teacher_heads.items()]
+        averages: list[Tensor] = [p for average, _ in pairs for p in average.parameters()]
+        students: list[Tensor] = [p for _, student in pairs for p in student.parameters()]
+        torch._foreach_lerp_(averages, students, 1.0 - self.config.teacher.momentum)
