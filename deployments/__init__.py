@@ -1,0 +1,1 @@
+"""Deployments, automations and presets of configuration."""

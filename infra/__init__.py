@@ -1,0 +1,1 @@
+"""Where MTV runs: services of one machine, images, compose file."""
