@@ -57,7 +57,7 @@ class DetectionExpertConfig(ExpertConfig, frozen=True, extra="forbid"):
     max_phrases: int = Field(20, ge=1, le=1000, description="phrases of a caption that are looked for, the first of them")
     prompt: str = Field("a photo of a {}", description="what a phrase is wrapped in for the text tower; '{}' is the bare phrase")
     threshold: float = Field(0.1, ge=0, lt=1, description="boxes with a lower score are dropped")
-    nms: float = Field(0.5, gt=0, le=1, description="of two boxes of one phrase with a larger IoU the better is kept; 1: both are")
+    nms: float = Field(0.3, gt=0, le=1, description="of two boxes of one phrase with a larger IoU only the better is kept; 1: both are")
     max_boxes: int = Field(20, ge=1, le=1000, description="boxes kept a picture, the best")
 
     @field_validator("vocabulary")

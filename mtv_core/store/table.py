@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -171,6 +171,13 @@ class Table:
         rows = fragment.scanner(columns=list(columns), with_row_id=True, include_deleted_rows=True).to_table()
         assert rows.num_rows == fragment.physical_rows
         return rows.select(list(columns))
+
+    def scan_fragment(self, version: int, fragment_id: int, columns: Sequence[str], batch_size: int) -> Iterator[pa.RecordBatch]:
+        """`read_fragment` piece by piece, for fragments whose pictures do not fit into memory; `_rowid` is null for deleted rows."""
+        fragment = self.fragment(self.dataset(version), fragment_id)
+        yield from fragment.scanner(
+            columns=list(columns), batch_size=batch_size, batch_readahead=2, with_row_id=True, include_deleted_rows=True
+        ).to_batches()
 
     @staticmethod
     def fragment(dataset: LanceDataset, fragment_id: int) -> LanceFragment:
