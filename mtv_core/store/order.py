@@ -12,9 +12,9 @@ WINDOW = 64  # blocks that are shuffled together: 16 k rows
 class Order:
     """The endless sequence of (epoch, row): every row once an epoch, epochs one after the other.
 
-    The slow truth: for each epoch, cut 0 … num_rows − 1 into blocks, shuffle the blocks, join `window` of them at a time and shuffle each of these
-    windows; then all windows, then the next epoch. The state is one number, how many samples have been seen. Here a slice of the sequence is made
-    without the rest of it, so that a run of 10⁹ samples starts anywhere at once.
+    The slow truth: for each epoch, cut 0 … num_rows − 1 into blocks, shuffle the blocks, join `window` of them at a time and shuffle
+    each of these windows; then all windows, then the next epoch. The state is one number, how many samples have been seen. Here a slice
+    of the sequence is made without the rest of it, so that a run of 10⁹ samples starts anywhere at once.
 
     Args:
         num_rows: rows to go through, at least 1.
@@ -50,10 +50,10 @@ class Order:
         return rows[first - offset : last - offset]
 
     def _blocks(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The epoch's order of blocks, and the position each window starts at. The last block of the table may be short, wherever it comes."""
+        """The epoch's order of blocks, and the position each window starts at. The table's last block may be short, wherever it comes."""
         if self._epoch is None or self._epoch[0] != epoch:
             count = -(-self.num_rows // self.block)
-            blocks = np.random.default_rng([self.seed, epoch]).permutation(count)
+            blocks = np.random.default_rng([self.seed, epoch, 0]).permutation(count)
             sizes = np.minimum(self.block, self.num_rows - blocks * self.block)
             ends = np.add.reduceat(sizes, np.arange(0, count, self.window)).cumsum()
             self._epoch = (epoch, blocks, np.concatenate([[0], ends[:-1]]))
@@ -64,5 +64,5 @@ class Order:
             chosen = blocks[window * self.window : (window + 1) * self.window]
             rows = (chosen[:, None] * self.block + np.arange(self.block)).ravel()
             rows = rows[rows < self.num_rows]
-            self._window = (epoch, window, np.random.default_rng([self.seed, epoch, window]).permutation(rows))
+            self._window = (epoch, window, np.random.default_rng([self.seed, epoch, 1 + window]).permutation(rows))
         return self._window[2]

@@ -10,8 +10,8 @@ from mtv_core.model.config import ModelConfig
 from mtv_core.objectives.config import ObjectivesConfig
 from mtv_core.store.loader_config import LoaderConfig
 
-# Fields that change how fast a step is, never what it computes: a run goes on under other values of them. The number of processes is one of them
-# up to the rounding of sums, since the global batch stays the same.
+# Fields that change how fast a step is, never what it computes: a run goes on under other values of them. The number of processes is one
+# of them up to the rounding of sums, since the global batch stays the same.
 FREE = frozenset({"processes", "threads", "device", "max_restarts", "checkpoint_every", "keep_checkpoints", "collective_timeout", "loader"})
 
 

@@ -1,0 +1,86 @@
+"""AdamW, its schedule, and what happens to a step that is not finite."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from mtv_core.training.config import OptimConfig
+
+# Vectors that stand for a place or a missing patch are no matrices to be kept small, whatever their shape.
+_NO_DECAY = ("pos_embed", "position_embedding", "mask_token", "latent", "cls_token", "reg_token")
+
+
+def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
+    """Of step 1 … `steps`: linear from 0 to `lr` over the warm-up, then half a cosine to `end_lr` at the last step.
+
+    A warm-up longer than half the run is cut to that, so that a short trial of a long recipe learns at all.
+    """
+    warmup = min(config.warmup_steps, steps // 2)
+    if step <= warmup:
+        return config.lr * step / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return config.end_lr + (config.lr - config.end_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Trained parameters, in two groups: with decay (matrices) and without (biases, norms, scalars, position embeddings)."""
+    trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    decayed = [parameter for name, parameter in trained if _decays(name, parameter)]
+    others = [parameter for name, parameter in trained if not _decays(name, parameter)]
+    groups: list[dict[str, object]] = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _decays(name: str, parameter: torch.Tensor) -> bool:
+    return parameter.ndim >= 2 and not any(part in name for part in _NO_DECAY)
+
+
+def adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """The optimiser; fused, which is several times faster than a loop on the CPU too."""
+    return torch.optim.AdamW(
+        parameter_groups(module, config.weight_decay), lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """Of all groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = value
+
+
+class NotFiniteError(RuntimeError):
+    """Too many steps in a row had a loss or a gradient that is not finite."""
+
+
+class Guard:
+    """Counts the steps that were left out, and stops a run that only leaves out.
+
+    Args:
+        limit: steps in a row that may be left out; one more stops the run.
+        skipped: left out so far, of a resumed run.
+        in_a_row: of these, the last ones.
+    """
+
+    def __init__(self, limit: int, skipped: int = 0, in_a_row: int = 0) -> None:
+        self.limit, self.skipped, self.in_a_row = limit, skipped, in_a_row
+
+    def keep(self, step: int, loss: float, norm: float) -> bool:
+        """Whether to take a step.
+
+        Raises:
+            NotFiniteError: the limit is reached.
+        """
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.in_a_row = 0
+            return True
+        self.skipped += 1
+        self.in_a_row += 1
+        if self.in_a_row > self.limit:
+            raise NotFiniteError(
+                f"step {step}: {self.in_a_row} steps in a row had a loss ({loss}) or gradient norm ({norm}) that is not finite; "
+                "lower train.optim.lr, lengthen train.optim.warmup_steps or set train.optim.clip, and start from an earlier checkpoint"
+            )
+        return False
