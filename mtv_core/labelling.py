@@ -1,0 +1,311 @@
+"""Label: experts write depth and boxes where labels are missing or stale, fragment by fragment, and the result gets a tag.
+
+What a kill leaves: before `label.staged` nothing that anybody sees; after it a staged fragment, which the next run publishes instead of
+computing it again; after a commit, labels that are not stale. So a run that is killed anywhere and run again ends with the labels of one
+that was not, and a run that has nothing to do opens no fragment and loads no weights.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from mtv_core import experts
+from mtv_core.executor import Executor, Outcome, Progress, silent
+from mtv_core.experts import source
+from mtv_core.experts.config import DepthExpertConfig, DetectionExpertConfig, ExpertConfig
+from mtv_core.faults import fault_point
+from mtv_core.labelling_config import LabelConfig
+from mtv_core.labelling_worker import ExpertUnavailableError, FragmentJob, FragmentResult, label_fragment
+from mtv_core.report import StageReport
+from mtv_core.settings import home, is_local
+from mtv_core.store.labels import FragmentTask, LabelConflictError, StagedLabels
+from mtv_core.store.table import Table
+
+_CONFIGS: dict[str, type[ExpertConfig]] = {"depth": DepthExpertConfig, "detection": DetectionExpertConfig}
+_PASSES = 3  # a pass after the first is needed when rows came, or another run labelled, meanwhile
+_GIVE_UP = 8  # fragments of an expert that failed, with none that did not, after which the rest is not tried
+_TARGET_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+class LabellingIncompleteError(ValueError):
+    """Rows are left without labels for a reason that may pass; everything else is labelled and stays so."""
+
+
+@dataclass(frozen=True)
+class LabelResult:
+    """The labelled table: a version, its tag, and what was done to get there."""
+
+    version: int
+    tag: str
+    revisions: dict[str, str]  # expert → revision of the labels
+    report: StageReport
+    proposed: dict[str, str] = field(default_factory=dict)  # expert → configured revision that is not accepted (`accept: gate`)
+
+
+class ExpertPlan(BaseModel, frozen=True, extra="forbid"):
+    """Where one expert's labels stand, and what a run would do."""
+
+    tracked: str = Field(description="revision the configuration resolves to now")
+    accepted: str | None = Field(description="revision the table's labels are to have; None before the first labelling")
+    target: str = Field(description="revision a run would label with")
+    stored: dict[str, int] = Field(description="revision → rows that have its labels; '' for rows without any")
+    num_stale: int = Field(description="rows a run would label")
+
+    @property
+    def proposed(self) -> bool:
+        """Whether the configured expert waits for being accepted."""
+        return self.tracked != self.target
+
+
+@dataclass(frozen=True)
+class _Assignment:
+    """An expert as a run uses it: which revision, loaded from where."""
+
+    config: ExpertConfig
+    revision: str
+    tracked: str
+
+
+def revisions(config: LabelConfig) -> dict[str, str]:
+    """Expert → revision the configuration resolves to now. Loads nothing.
+
+    Raises:
+        FileNotFoundError, ValueError: an expert is not there, has no weights, or its licence has to be accepted.
+    """
+    return {name: experts.revision(name, expert) for name, expert in config.experts().items()}
+
+
+def plan(table_uri: str, config: LabelConfig, storage_options: Mapping[str, str] | None = None) -> dict[str, ExpertPlan]:
+    """What a run would do, by expert; changes nothing.
+
+    Raises:
+        FileNotFoundError, ValueError: as `revisions`, or there is no table.
+    """
+    table = Table.open(table_uri, storage_options)
+    accepted, counts, total = table.accepted(), table.label_counts(), table.num_rows
+    plans = {}
+    for name, tracked in revisions(config).items():
+        known = accepted[name].revision if name in accepted else None
+        target = known if known is not None and config.accept == "gate" else tracked
+        stored = counts.get(name, {"": total})
+        plans[name] = ExpertPlan(tracked=tracked, accepted=known, target=target, stored=stored, num_stale=total - stored.get(target, 0))
+    return plans
+
+
+def run(
+    table_uri: str,
+    config: LabelConfig,
+    executor: Executor,
+    progress: Progress = silent,
+    storage_options: Mapping[str, str] | None = None,
+) -> LabelResult:
+    """Label what is stale, and tag the table.
+
+    Raises:
+        FileNotFoundError: there is no table, or no such expert.
+        ValueError: an expert cannot be used as configured.
+        LabellingIncompleteError: rows are left without labels (a worker was killed by them, memory ran out, an expert fails throughout).
+        OSError: the table cannot be written to.
+    """
+    table = Table.open(table_uri, storage_options)
+    assignments = {name: _assign(table, name, expert, config.accept) for name, expert in config.experts().items()}
+    stage = _Stage(table, config, executor, progress, assignments)
+    report = stage.run()
+    accepted = {name: assignment.revision for name, assignment in assignments.items()}
+    left = {name: number for name, revision in accepted.items() if (number := table.stale(name, revision).num_stale)}
+    if left and not config.allow_mixed:
+        raise LabellingIncompleteError(_incomplete(left, stage.problems))
+    tag = table.tag(accepted, allow_mixed=config.allow_mixed)
+    proposed = {name: one.tracked for name, one in assignments.items() if one.tracked != one.revision}
+    if proposed:
+        report += StageReport(counts={f"{name}_revision_proposed": 1 for name in proposed})
+        names = ", ".join(f"{name} {revision} (accepted: {accepted[name]})" for name, revision in sorted(proposed.items()))
+        progress(1, 1, f"not accepted yet, nothing was relabelled: {names}; set label.accept: immediate to label every row with it")
+    return LabelResult(table.tags()[tag], tag, accepted, report, proposed)
+
+
+def _incomplete(left: Mapping[str, int], problems: list[str]) -> str:
+    rows = " and ".join(f"{number} rows without {name} labels" for name, number in sorted(left.items()))
+    reasons = "; ".join(list(dict.fromkeys(problems))[:3]) or "they came while the others were labelled"
+    return f"{rows} are left: {reasons}. All others are labelled; run `mtv label` again for the rest, or set label.allow_mixed: true"
+
+
+# Which revision, from where
+
+
+def _assign(table: Table, name: str, config: ExpertConfig, accept: str) -> _Assignment:
+    """Decide what an expert's labels are to be, and record it in the table.
+
+    Only the first labelling and `accept: immediate` change what is accepted; otherwise the accepted one completes what is missing.
+    """
+    weights = source.resolve(config)
+    tracked = source.label_revision(name, weights, config.label_parameters())
+    table.ensure_columns(name)
+    known = table.accepted().get(name)
+    if known is None or known.revision == tracked or accept == "immediate":
+        kept = source.keep(weights, kept_experts(table))
+        pinned = config.model_copy(update={"model": kept, "revision": weights.commit or config.revision})
+        if known is None or known.revision != tracked:
+            facts = {
+                "model": config.model,
+                "license": weights.license,
+                "identity": weights.identity,
+                "config": config.model_dump(mode="json"),
+            }
+            table.accept(name, tracked, facts)
+            fault_point("label.accepted")
+        return _Assignment(pinned, tracked, tracked)
+    return _Assignment(_accepted_config(table, name, known.source, config), known.revision, tracked)
+
+
+def kept_experts(table: Table) -> Path:
+    """Where local folders of accepted experts are kept: in a local table, for others in `MTV_HOME`."""
+    return Path(table.uri) / "_experts" if is_local(table.uri) else home() / "experts"
+
+
+def _accepted_config(table: Table, name: str, facts: Mapping[str, Any], current: ExpertConfig) -> ExpertConfig:
+    """The configuration that was accepted, pointing to the weights that were kept; where it runs is today's business."""
+    identity = facts["identity"]
+    config = _CONFIGS[name].model_validate(facts["config"]).model_copy(update={"device": current.device})
+    if "commit" in identity:
+        return config.model_copy(update={"model": identity["hub"], "revision": identity["commit"]})
+    return config.model_copy(update={"model": str(kept_experts(table) / identity["folder_sha256"])})
+
+
+# The work
+
+
+class _Stage:
+    """One run's work: passes over what is stale, commits in groups, and what went wrong."""
+
+    def __init__(
+        self, table: Table, config: LabelConfig, executor: Executor, progress: Progress, assignments: Mapping[str, _Assignment]
+    ) -> None:
+        self.table, self.config, self.executor, self.progress, self.assignments = table, config, executor, progress, assignments
+        self.problems: list[str] = []
+        self.pending: list[StagedLabels] = []
+        self.committed = time.monotonic()
+        self.commits = 0
+        self.conflicts = 0
+
+    def run(self) -> StageReport:
+        """Label until nothing is stale that was not tried."""
+        report = StageReport()
+        tried: set[tuple[str, int]] = set()
+        for number in range(_PASSES):
+            conflicts = self.conflicts
+            self._publish_leftovers()
+            jobs = self._jobs()
+            if number == 0:
+                stale = sum(task.num_stale for _, task in jobs)
+                report += StageReport(rows_skipped=self.table.num_rows * len(self.assignments) - stale)
+            # A fragment is tried once, unless what was written for it came to nothing.
+            jobs = [(job, task) for job, task in jobs if (job.expert, job.fragment_id) not in tried or self.conflicts > conflicts]
+            if not jobs:
+                break
+            report += self._label(jobs)
+            if self.conflicts == conflicts:
+                tried |= {(job.expert, job.fragment_id) for job, _ in jobs}
+        return report + StageReport(counts={"commits": self.commits} if self.commits else {})
+
+    def _publish_leftovers(self) -> None:
+        """Fragments that a killed run staged: publish them instead of computing them again."""
+        version = self.table.version
+        for name, assignment in self.assignments.items():
+            self.pending += self.table.staged(name, assignment.revision, version)
+        self._commit()
+
+    def _jobs(self) -> list[tuple[FragmentJob, FragmentTask]]:
+        """What is stale, the experts interleaved, so that they run beside each other."""
+        jobs = []
+        for name, assignment in self.assignments.items():
+            stale = self.table.stale(name, assignment.revision)
+            for task in stale.fragments:
+                job = FragmentJob(
+                    table_uri=self.table.uri,
+                    storage_options=dict(self.table.storage_options),
+                    version=stale.version,
+                    fragment_id=task.fragment_id,
+                    expert=name,
+                    config=assignment.config,
+                    revision=assignment.revision,
+                    batch_size=self.config.batch_size,
+                    threads=self.config.threads,
+                )
+                jobs.append((job, task))
+        return sorted(jobs, key=lambda pair: (pair[0].fragment_id, pair[0].expert))
+
+    def _label(self, jobs: list[tuple[FragmentJob, FragmentTask]]) -> StageReport:
+        """One pass over fragments: results are staged by workers, and committed here in groups."""
+        num_stale = {job: task.num_stale for job, task in jobs}
+        total, done, report = sum(num_stale.values()), 0, StageReport()
+        good: dict[str, int] = defaultdict(int)
+        failed: dict[str, int] = defaultdict(int)
+        resources = {"GPU": self.config.gpus} if self.config.gpus else None
+        self.progress(0, total, "rows to label")
+        outcomes = self.executor.map(label_fragment, [job for job, _ in jobs], resources=resources)
+        try:
+            for outcome in outcomes:
+                name = outcome.item.expert
+                if outcome.result is None:
+                    self._failed(outcome)
+                    failed[name] += 1
+                    report += StageReport(counts={f"{name}_fragments_failed": 1})
+                    if failed[name] >= _GIVE_UP and not good[name]:
+                        break
+                else:
+                    good[name] += 1
+                    report += outcome.result.report
+                    self.problems += outcome.result.problems
+                    if outcome.result.staged is not None:
+                        self.pending.append(outcome.result.staged)
+                done += num_stale[outcome.item]
+                if len(self.pending) >= self.config.commit_fragments or time.monotonic() - self.committed >= self.config.commit_seconds:
+                    self._commit()
+                self.progress(done, total, "rows labelled")
+        finally:
+            close = getattr(outcomes, "close", None)
+            if close is not None:
+                close()  # cancels what is in flight when this loop is left early
+        self._commit()
+        return report
+
+    def _failed(self, outcome: Outcome[FragmentJob, FragmentResult]) -> None:
+        """Note why a fragment has no labels, or stop where all others would fail alike."""
+        job, error = outcome.item, outcome.error
+        if isinstance(error, ExpertUnavailableError):
+            self._commit()
+            raise ValueError(f"the {job.expert} expert cannot be used: {error}") from None
+        if isinstance(error, OSError) and error.errno in _TARGET_ERRORS:
+            raise error
+        if outcome.killed:
+            reason = (
+                f"the {job.expert} expert on fragment {job.fragment_id} kills its worker process (out of memory? try a smaller "
+                "label.batch_size or more compute.memory_limit)"
+            )
+        else:
+            reason = f"the {job.expert} expert on fragment {job.fragment_id}: {type(error).__name__}: {error}"
+        self.problems.append(reason)
+
+    def _commit(self) -> None:
+        """Publish what is staged, rejects first."""
+        self.committed = time.monotonic()
+        if not self.pending:
+            return
+        fault_point("label.before_commit")
+        try:
+            self.table.commit_labels(self.pending)
+            self.commits += 1
+        except LabelConflictError as error:
+            self.conflicts += 1
+            self.problems.append(str(error))
+        self.pending = []
+        fault_point("label.committed")
