@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -116,7 +116,7 @@ class Loader(Generic[Made]):
         self._cache: dict[int, Row] = {}
         self._cache_left = self.config.cache_mb * 2**20
 
-    def batches(self, first: int = 0, stop: int | None = None) -> Iterator[Made]:
+    def batches(self, first: int = 0, stop: int | None = None) -> Generator[Made]:
         """Batches first … stop − 1 of the run, for ever without a stop.
 
         Closing the iterator ends its thread; an error in the thread is raised here.

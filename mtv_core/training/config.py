@@ -97,7 +97,6 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="of activations; bfloat16 (autocast) on GPUs that have it, weights stay float32"
     )
-    compile: bool = Field(False, description="torch.compile the towers; needs a C++ compiler, pays off from some thousand steps on a GPU")
     processes: int = Field(2, ge=1, description="ranks on this machine: one a GPU, or a few on the CPU")
     threads: int = Field(1, ge=1, description="torch threads of a rank on the CPU")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there are enough GPUs for the processes, else cpu")

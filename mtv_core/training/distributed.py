@@ -20,7 +20,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when the process `parent`, which started it, ends; Linux only, a rank elsewhere may outlive a kill -9.
+    """Have the kernel kill this process when the process `parent`, which started it, ends. Linux only: elsewhere a kill -9 may leave ranks.
 
     The request is kept over exec, not over fork. A parent that was gone before the request could be made is noticed too.
     """
