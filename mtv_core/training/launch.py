@@ -158,7 +158,7 @@ def failure(log: Path, begins: int, status: int) -> str:
         why = "it was asked to stop"
     else:
         why = "\n".join(["", *lines[-15:]])
-    return f"the training stopped before its end (exit status {status}): {why}. The log is {log}; run it again to go on from the last checkpoint"
+    return f"the training stopped before its end (exit status {status}): {why}. Log: {log}. Run it again to go on from the last checkpoint"
 
 
 def _wait(child: subprocess.Popen[bytes], seconds: float) -> bool:

@@ -142,7 +142,7 @@ def initial_model(job: TrainJob, world: World) -> tuple[MTV, PreTrainedTokenizer
 
 
 def resume(job: TrainJob, world: World, system: ObjectiveSystem, optimizer: torch.optim.Optimizer) -> TrainState:
-    """Where to start. Resume order: own checkpoint, then `resume_from`, then `config.init`, then scratch (the last two by `initial_model`)."""
+    """Where to start. Resume order: own checkpoint, then `resume_from`, then `config.init`, then scratch (both by `initial_model`)."""
     state = checkpoint.load(job.folder / "checkpoints", system, optimizer, job.fingerprint)
     source = None
     if state is None and job.resume_from is not None:
