@@ -46,7 +46,9 @@ def _id(created: Any) -> UUID:
 
 def report(ref: StageRef) -> None:
     """The counts of one stage, as a table."""
-    rows: list[dict[str, Any]] = [{"what": name.replace("_", " "), "value": value} for name, value in ref.report.model_dump(exclude={"counts"}).items()]
+    rows: list[dict[str, Any]] = [
+        {"what": name.replace("_", " "), "value": value} for name, value in ref.report.model_dump(exclude={"counts"}).items()
+    ]
     rows += [{"what": name, "value": value} for name, value in sorted(ref.report.counts.items())]
     rows += [{"what": f"revision of {name}", "value": value} for name, value in sorted(ref.revisions.items())]
     rows += [{"what": "version", "value": ref.version}] if ref.version is not None else []

@@ -72,11 +72,10 @@ def current(run: Run, tag: str | None = None) -> StageRef:
             raise FileNotFoundError(
                 f"the table {run.table} has no tag {tag!r}; it has {', '.join(sorted(table.tags())) or 'none: run `mtv label`'}"
             )
-        info = table.tags()[tag]
-        return _ref(run, info.version, tag, info.revisions)
+        return _ref(run, table.tags()[tag], tag, table.tag_revisions(tag))
     revisions = {expert: accepted.revision for expert, accepted in table.accepted().items()}
     name = table.tag(revisions)
-    return _ref(run, table.tags()[name].version, name, revisions)
+    return _ref(run, table.tags()[name], name, revisions)
 
 
 def _ref(run: Run, version: int, tag: str, revisions: dict[str, str]) -> StageRef:

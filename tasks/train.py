@@ -8,7 +8,6 @@ from typing import Any
 from mtv_core.config import PipelineConfig
 from mtv_core.executor import Progress
 from mtv_core.report import StageRef, StageReport
-from mtv_core.training.config import FREE
 from tasks import tracking
 from tasks.run import Run, resumable, stage_key
 
@@ -32,7 +31,7 @@ def check(config: PipelineConfig) -> None:
 
 def key(run: Run, labelled: StageRef) -> str:
     """Depends on the tag, which stands for exactly these rows and labels, and on what of the configuration changes the result."""
-    return stage_key("train", VERSION, table=run.table, tag=labelled.tag, config=run.config.train.model_dump(mode="json", exclude=set(FREE)))
+    return stage_key("train", VERSION, table=run.table, tag=labelled.tag, config=run.config.train.fixed())
 
 
 def train(run: Run, key: str, labelled: StageRef, progress: Progress) -> StageRef:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from flows.commands.console import (
     parameters_of,
     resolve_options,
 )
+from infra.local.services import Local
 
 WatchOption = Annotated[bool, typer.Option("--watch/--no-watch", help="Follow the run to its end; the exit code says how it ended.")]
 
@@ -58,14 +60,12 @@ def demo(
 
 
 def _run(parameters: dict[str, Any], watch: bool) -> None:
-    from infra.local import services
-
-    services.use_endpoints()
+    api = _point_at_server()
     from flows.follow import follow, submit
     from flows.results import show_run
 
     flow_run_id = submit("mtv/full-pipeline", parameters)
-    url = services.flow_run_url(flow_run_id)
+    url = f"{api.removesuffix('/api')}/runs/flow-run/{flow_run_id}"
     err.print(f"run of mtv/full-pipeline: {url}")
     if not watch:
         return
@@ -79,3 +79,12 @@ def _run(parameters: dict[str, Any], watch: bool) -> None:
     if state != "Completed":
         message = record.message if record is not None and record.message else f"see the log of the run at {url}"
         raise RuntimeError(f"the run ended as {state}: {message}")
+
+
+def _point_at_server() -> str:
+    """Make Prefect talk to the server the environment names, or to the local one. Before its first import, since it reads this once."""
+    api = os.environ.get("PREFECT_API_URL") or Local().status()["prefect_api"]
+    if api is None:
+        raise ConnectionError("no Prefect server is known; start one with `mtv up`, or name one in PREFECT_API_URL")
+    os.environ["PREFECT_API_URL"] = api
+    return str(api)

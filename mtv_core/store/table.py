@@ -225,6 +225,12 @@ class Table:
         """Tag → version."""
         return {name: int(tag["version"]) for name, tag in self.dataset().tags.list().items()}
 
+    def tag_revisions(self, name: str) -> dict[str, str]:
+        """Expert → revision of the labels that a tag stands for."""
+        metadata = self.dataset().tags.list()[name].get("metadata") or {}
+        revisions: dict[str, str] = json.loads(metadata.get("revisions", "{}"))
+        return revisions
+
     def label_counts(self, version: int | None = None) -> dict[str, dict[str, int]]:
         """Expert → revision ('' for none yet) → rows."""
         dataset = self.dataset(version)
