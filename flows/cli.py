@@ -67,14 +67,21 @@ def main() -> None:
         sys.exit(fail(_message(error)).exit_code)
     except Exception as error:
         _trace(debug)
-        err.print(f"[bold red]internal error:[/] {type(error).__name__}: {error}\nThis is a defect of MTV; `mtv --debug …` shows where.", markup=True)
+        err.print(
+            f"[bold red]internal error:[/] {type(error).__name__}: {error}\nThis is a defect of MTV; `mtv --debug …` shows where.",
+            markup=True,
+        )
         sys.exit(70)
 
 
 def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         place = f": {error.filename}" if error.filename else ""
-        hint = {28: " (free some space, or point MTV_HOME elsewhere)", 30: " (point MTV_HOME at a folder you may write)", 13: " (check the permissions, or point MTV_HOME elsewhere)"}
+        hint = {
+            28: " (free some space, or point MTV_HOME elsewhere)",
+            30: " (point MTV_HOME at a folder you may write)",
+            13: " (check the permissions, or point MTV_HOME elsewhere)",
+        }
         return f"{error.strerror}{place}{hint.get(error.errno, '')}"
     return str(error) or type(error).__name__
 

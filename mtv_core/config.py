@@ -11,7 +11,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -124,7 +124,9 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def resolve_config(preset: str = "demo", parameters: Mapping[str, Any] | None = None, overrides: Mapping[str, Any] | None = None) -> Resolved:
+def resolve_config(
+    preset: str = "demo", parameters: Mapping[str, Any] | None = None, overrides: Mapping[str, Any] | None = None
+) -> Resolved:
     """Merge, validate, and say where each value came from.
 
     Mappings are merged key by key, everything else (lists too) is replaced as a whole.
@@ -140,7 +142,7 @@ def resolve_config(preset: str = "demo", parameters: Mapping[str, Any] | None = 
     return resolve_values([(f"preset {preset}", load_preset(preset)), ("parameter", set_fields(parameters or {}))], overrides)
 
 
-def resolve_values(layers: list[tuple[str, Mapping[str, Any]]], overrides: Mapping[str, Any] | None = None) -> Resolved:
+def resolve_values(layers: Sequence[tuple[str, Mapping[str, Any]]], overrides: Mapping[str, Any] | None = None) -> Resolved:
     """`resolve_config` for layers that are already plain values: (name of the origin, values), weakest first."""
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -56,7 +56,7 @@ def report(ref: StageRef) -> None:
     create_table_artifact(rows, key=f"{ref.stage}-report", description=f"What {ref.stage} did: {ref.uri}")
 
 
-def results(rows: list[Mapping[str, Any]]) -> None:
+def results(rows: Sequence[Mapping[str, Any]]) -> None:
     """The table of results at the end of a run."""
     create_table_artifact([dict(row) for row in rows], key="results", description="What the trained model does, beside the untrained one")
 

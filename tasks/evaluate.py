@@ -70,7 +70,11 @@ def result_rows(metrics: Mapping[str, float]) -> list[dict[str, Any]]:
             continue
         value, against = metrics[metric], metrics.get(reference)
         row: dict[str, Any] = {"what": what, "trained": _with_interval(metrics, metric)}
-        row["compared with"] = "" if against is None else f"{_with_interval(metrics, reference)} ({'untrained' if reference.startswith('baseline') else 'chance'})"
+        row["compared with"] = (
+            ""
+            if against is None
+            else f"{_with_interval(metrics, reference)} ({'untrained' if reference.startswith('baseline') else 'chance'})"
+        )
         if against:
             row["gain"] = f"{value / against:.1f} ×" if larger else f"{100 * (against - value) / against:+.0f} %".replace("+", "−")
         rows.append(row)

@@ -145,7 +145,7 @@ def one_line(error: BaseException) -> str:
     return text if known else f"{type(error).__name__}: {text}"
 
 
-def stage_key(name: str, version: int, **inputs: Any) -> str:
+def stage_key(name: str, version: int, /, **inputs: Any) -> str:
     """The key of a stage's result: everything it depends on. The same key, the same result."""
     return f"mtv-{name}-{digest({'stage': name, 'version': version, 'inputs': inputs})}"
 

@@ -1,7 +1,7 @@
 """The stages as the flow sees them: one Prefect task each, skipped when its result is already there.
 
-A stage's result is kept under an explicit key of everything it depends on. After a hit the thing it points to is checked to exist still; if it
-does not, the stage runs again. The work itself is in `tasks.ingest`, `tasks.label`, …, which know nothing of caching.
+A stage's result is kept under an explicit key of everything it depends on. After a hit the thing it points to is checked to exist still; if
+not, the stage runs again. The work itself is in `tasks.ingest`, `tasks.label`, …, which know nothing of caching.
 """
 
 from __future__ import annotations
@@ -131,4 +131,6 @@ def evaluate(run: Run, trained: StageRef) -> StageRef:
 
 def export(run: Run, trained: StageRef, evaluated: StageRef) -> StageRef:
     """Export, unless this model was exported in this way."""
-    return _stage(run, "export", export_stage.key(run, trained, evaluated), export_task, export_stage.valid, trained=trained, evaluated=evaluated)
+    return _stage(
+        run, "export", export_stage.key(run, trained, evaluated), export_task, export_stage.valid, trained=trained, evaluated=evaluated
+    )

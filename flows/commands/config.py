@@ -64,7 +64,11 @@ def diff(
     """Print the keys in which two configurations differ."""
     left, right = _flat(first), _flat(second)
     missing = object()
-    changed = {key: (left.get(key), right.get(key)) for key in [*left, *(k for k in right if k not in left)] if left.get(key, missing) != right.get(key, missing)}
+    changed = {
+        key: (left.get(key), right.get(key))
+        for key in [*left, *(k for k in right if k not in left)]
+        if left.get(key, missing) != right.get(key, missing)
+    }
     if as_json:
         typer.echo(json.dumps(changed, indent=2))
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,12 +15,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mtv_core.config import ConfigError, Resolved, parse_override, resolve_config
 from mtv_core.settings import is_local
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# Away from a terminal rich assumes 80 columns and cuts run ids off; a pipe has no width.
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+err = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else 160)
 
 PresetOption = Annotated[str, typer.Option("--preset", "-p", help="Preset to start from, or a YAML file; see `mtv config show`.")]
-SourcesOption = Annotated[list[str] | None, typer.Option("--sources", "-s", help="Shards: path, glob, s3://… or blocks://…; may be repeated.")]
-TableOption = Annotated[str | None, typer.Option("--table", "-t", help="Table URI; relative ones lie in MTV_HOME. Default: one a list of sources.")]
+SourcesOption = Annotated[
+    list[str] | None, typer.Option("--sources", "-s", help="Shards: path, glob, s3://… or blocks://…; may be repeated.")
+]
+TableOption = Annotated[
+    str | None, typer.Option("--table", "-t", help="Table URI; relative ones lie in MTV_HOME. Default: one a list of sources.")
+]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Any configuration key, for example train.steps=100; may be repeated.")]
 RunArgument = Annotated[str | None, typer.Argument(help="Run id, as in `mtv runs`; the latest that fits by default.")]
 
@@ -61,7 +67,13 @@ class Bar:
 @contextlib.contextmanager
 def bars() -> Iterator[Progress]:
     """Progress bars, one a stage."""
-    columns = (TextColumn("{task.description:<9}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("[dim]{task.fields[message]}"))
+    columns = (
+        TextColumn("{task.description:<9}"),
+        BarColumn(24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("[dim]{task.fields[message]}"),
+    )
     with Progress(*columns, console=err, refresh_per_second=4) as progress:
         yield progress
 

@@ -56,7 +56,10 @@ def demo(
         if not keep_up:
             down()
     seconds = round(time.monotonic() - began)
-    out.print(f"\nTook {seconds // 60} min {seconds % 60} s. " + ("The services are still running: `mtv down` stops them." if keep_up else "The services are stopped."))
+    out.print(
+        f"\nTook {seconds // 60} min {seconds % 60} s. "
+        + ("The services are still running: `mtv down` stops them." if keep_up else "The services are stopped.")
+    )
 
 
 def _run(parameters: dict[str, Any], watch: bool) -> None:

@@ -24,7 +24,7 @@ def list_runs(
 ) -> None:
     """List what every run made and where. Needs no server."""
     if run_id is not None:
-        records, problems = [runs.load(run_id)], []
+        records, problems = [runs.load(run_id)], list[str]()
     else:
         records, problems = runs.load_all()
     for record in records:
@@ -43,14 +43,19 @@ def list_runs(
 
 def _many(records: list[RunRecord], hidden: int) -> None:
     rows = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("run", "flow", "status", "started", "took", "stages", "tag", "message"):
-        rows.add_column(column, overflow="fold" if column == "message" else "ellipsis", no_wrap=column != "message")
+    for column in ("run", "flow", "status", "started", "took"):
+        rows.add_column(column, no_wrap=True, min_width=len(records[0].run_id) if column == "run" else None)
+    rows.add_column("stages", overflow="fold")
+    rows.add_column("message", overflow="fold")
     for record in records:
-        stages = " ".join(f"{name}{'·' if stage.status == 'reused' else '✓' if stage.status == 'ran' else '✗' if stage.status == 'failed' else '…'}" for name, stage in record.stages.items())
+        stages = " ".join(
+            f"{name}{'·' if stage.status == 'reused' else '✓' if stage.status == 'ran' else '✗' if stage.status == 'failed' else '…'}"
+            for name, stage in record.stages.items()
+        )
         style = _STYLE[record.status.value]
         rows.add_row(
             record.run_id, record.flow, f"[{style}]{record.status.value}[/]", f"{record.started:%m-%d %H:%M}", took(record), stages,
-            record.table.tag or "", record.message[:120],
+            record.message[:120],
         )  # fmt: skip
     out.print(rows)
     out.print(f"[dim]✓ ran  · reused  ✗ failed{f'   {hidden} earlier ones not shown' if hidden else ''}   in {runs.runs_folder()}[/]")
@@ -71,8 +76,8 @@ def _one(record: RunRecord) -> None:
             rows.add_row(name, str(value))
     for name, stage in record.stages.items():
         rows.add_row(f"  {name}", f"{stage.status}  {stage.seconds:.1f} s  {stage.message}")
-    for name, value in sorted(record.metrics.items()):
-        rows.add_row(f"  {name}", f"{value:.4g}")
+    for name, number in sorted(record.metrics.items()):
+        rows.add_row(f"  {name}", f"{number:.4g}")
     out.print(rows)
 
 

@@ -7,14 +7,27 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.console import Bar, PresetOption, RunArgument, SetOption, SourcesOption, TableOption, bars, out, overrides_of, resolve_options
+from flows.commands.console import (
+    Bar,
+    PresetOption,
+    RunArgument,
+    SetOption,
+    SourcesOption,
+    TableOption,
+    bars,
+    out,
+    overrides_of,
+    resolve_options,
+)
 from mtv_core import runs
 from mtv_core.config import Resolved, resolve_values
 from mtv_core.executor import Progress
 from mtv_core.report import StageRef
 from mtv_core.runs import RunRecord
 
-TagOption = Annotated[str | None, typer.Option("--tag", help="Train on exactly these rows and labels; by default on the table as it stands.")]
+TagOption = Annotated[
+    str | None, typer.Option("--tag", help="Train on exactly these rows and labels; by default on the table as it stands.")
+]
 
 
 def ingest(preset: PresetOption = "demo", sources: SourcesOption = None, table: TableOption = None, options: SetOption = None) -> None:
@@ -104,7 +117,11 @@ def _with_bar(name: str, work: Callable[[Progress], StageRef]) -> StageRef:
 def _say(ref: StageRef) -> None:
     report = ref.report
     counts = [f"{report.rows_in} rows in", f"{report.rows_out} out"] if report.rows_in or report.rows_out else []
-    counts += [f"{value} {name.replace('_', ' ')}" for name, value in (("rejected", report.rows_rejected), ("skipped", report.rows_skipped)) if value]
+    counts += [
+        f"{value} {name.replace('_', ' ')}"
+        for name, value in (("rejected", report.rows_rejected), ("skipped", report.rows_skipped))
+        if value
+    ]
     counts += [f"{value} {name}" for name, value in sorted(report.counts.items())]
     out.print(f"{ref.stage}: {', '.join(counts) or 'done'}")
     for name, value in (("where", ref.uri), ("version", ref.version), ("tag", ref.tag), ("mlflow", ref.outputs.get("mlflow_url"))):
@@ -125,7 +142,11 @@ def _evaluation_of(trained: StageRef) -> StageRef | None:
     """The latest evaluation of a model, for its card."""
     for record in reversed(runs.load_all()[0]):
         train_stage, evaluate_stage = record.stages.get("train"), record.stages.get("evaluate")
-        if evaluate_stage and evaluate_stage.ref and ((train_stage and train_stage.ref == trained) or evaluate_stage.ref.outputs.get("model") == trained.uri):
+        if (
+            evaluate_stage
+            and evaluate_stage.ref
+            and ((train_stage and train_stage.ref == trained) or evaluate_stage.ref.outputs.get("model") == trained.uri)
+        ):
             return evaluate_stage.ref
     return None
 

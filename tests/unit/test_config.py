@@ -135,7 +135,11 @@ def test_one_table_a_list_of_sources(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert table("a.tar", table={"uri": "s3://bucket/t"}) == "s3://bucket/t"
 
 
-@given(st.recursive(st.integers(), lambda inner: st.dictionaries(st.text("abc", min_size=1, max_size=2), inner, min_size=1, max_size=3), max_leaves=8))
+@given(
+    st.recursive(
+        st.integers(), lambda inner: st.dictionaries(st.text("abc", min_size=1, max_size=2), inner, min_size=1, max_size=3), max_leaves=8
+    )
+)
 def test_flatten_keeps_every_leaf(tree: object) -> None:
     if not isinstance(tree, dict):
         return
