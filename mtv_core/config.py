@@ -231,7 +231,10 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def table_uri(config: PipelineConfig) -> str:
-    """Where the table is: what `table.uri` says, or with 'auto' one table for each list of sources, so that two data sets never mix unasked."""
+    """Where the table is: what `table.uri` says.
+
+    'auto' is one table for each list of sources, so that two data sets never mix unasked.
+    """
     if config.table.uri != "auto":
         return resolve(config.table.uri)
     uris = sorted(str(Path(source.uri).expanduser().absolute()) if is_local(source.uri) else source.uri for source in config.sources)
