@@ -39,6 +39,12 @@ def load_pretrained(auto_class: Any, source: Source, **arguments: Any) -> Any:
         ValueError: the files are there but are no such model.
     """
     try:
+        if source.commit:
+            # What is in the cache is asked for first: without a network, transformers would retry for a minute and a half.
+            try:
+                return auto_class.from_pretrained(source.location, **source.arguments, local_files_only=True, **arguments)
+            except OSError:
+                _reach(source)
         return auto_class.from_pretrained(source.location, **source.arguments, **arguments)
     except OSError as error:
         hint = "the folder lacks a file" if source.digest else "it is not in the local cache and could not be downloaded"
@@ -47,6 +53,20 @@ def load_pretrained(auto_class: Any, source: Source, **arguments: Any) -> Any:
         raise ValueError(
             f"{source.location} cannot be loaded as {auto_class.__name__}: {type(error).__name__}: {_first_line(error)}"
         ) from error
+
+
+def _reach(source: Source) -> None:
+    """Ask the hub for a model's facts, once.
+
+    Raises:
+        OSError: it does not answer, or does not have the model.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info(source.location, revision=source.commit, timeout=20)
+    except Exception as error:  # of three libraries
+        raise OSError(f"the hub did not give {source.location} at {source.commit}: {type(error).__name__}: {_first_line(error)}") from error
 
 
 def load_model(auto_class: Any, source: Source, dtype: torch.dtype, device: torch.device) -> Any:

@@ -1,0 +1,186 @@
+"""Which weights an expert is made of, by which revision its labels are known, and what a wrong configuration is answered."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mtv_core import experts
+from mtv_core.experts import source
+from mtv_core.experts.config import DepthExpertConfig, DetectionExpertConfig, ExpertConfig
+from mtv_core.experts.source import WEIGHTS
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def depth(model: str | Path = "blocks:depth-r1", **fields: object) -> DepthExpertConfig:
+    return DepthExpertConfig.model_validate({"model": str(model), **fields})
+
+
+def detection(model: str = "blocks:detection-r1", **fields: object) -> DetectionExpertConfig:
+    return DetectionExpertConfig.model_validate({"model": model, **fields})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A user's folder with the weights of depth-r1."""
+    return Path(shutil.copytree(WEIGHTS / "depth-r1", tmp_path / "mine"))
+
+
+def test_configs_and_revisions_load_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys, mtv_core.labelling_config as l; from mtv_core import experts;"
+        "experts.revision('depth', l.DepthExpertConfig(model='blocks:depth-r1'));"
+        "print([m for m in ('torch', 'transformers', 'lance') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+# A changed number here relabels every table there is: raise LABEL_SCHEMA_VERSION or phrases.VERSION on purpose, or find out what slipped in.
+@pytest.mark.parametrize(
+    ("name", "config", "revision"),
+    [
+        ("depth", depth("blocks:depth-r1"), "24ed9ec763f2f2a2"),
+        ("depth", depth("blocks:depth-r2"), "a82338b7d93e0c83"),
+        ("detection", detection("blocks:detection-r1"), "ae439775a172d39c"),
+        ("detection", detection("blocks:detection-r2"), "fa7644c6c283a97a"),
+        ("detection", detection("blocks:detection-r2", vocabulary=["dog", "cat"]), "f94e0feaeb9b71c0"),
+        ("depth", DepthExpertConfig(revision=COMMIT), "71fd4a917c2f9b48"),
+        ("detection", DetectionExpertConfig(revision=COMMIT), "0996e7c3e9b723ae"),
+    ],
+)
+def test_revisions_are_frozen(name: str, config: ExpertConfig, revision: str) -> None:
+    assert experts.revision(name, config) == revision
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": "bfloat16"}, {"vocabulary": ["dog"]}, {"vocabulary": ["cat"]}, {"max_phrases": 3}, {"prompt": "{}"},
+        {"threshold": 0.2}, {"nms": 0.5}, {"max_boxes": 3},
+    ],
+)  # fmt: skip
+def test_what_changes_labels_changes_the_revision(change: dict[str, object]) -> None:
+    assert experts.revision("detection", detection(**change)) != experts.revision("detection", detection())
+
+
+def test_every_field_is_in_the_revision_or_known_not_to_matter() -> None:
+    for config in (depth(), detection(), detection(vocabulary=["dog"])):
+        left_out = set(type(config).model_fields) - set(config.label_parameters())
+        allowed = {"model", "revision", "accept_license", "device"}
+        assert left_out == allowed | ({"max_phrases"} if getattr(config, "vocabulary", None) else set())
+
+
+def test_place_device_and_readme_do_not_matter_weights_do(folder: Path) -> None:
+    revision = experts.revision("depth", depth())
+    (folder / "README.md").write_text("about it")
+    (folder / "train.log").write_text("loss 1")
+    assert experts.revision("depth", depth(folder, device="cpu", accept_license=True)) == revision
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    assert experts.revision("depth", depth(folder)) != revision
+
+
+def test_processor_is_part_of_the_revision(folder: Path) -> None:
+    before = experts.revision("depth", depth(folder))
+    processor = folder / "preprocessor_config.json"
+    processor.write_text(processor.read_text().replace('"resample": 3', '"resample": 2'))
+    assert experts.revision("depth", depth(folder)) != before
+
+
+@pytest.mark.parametrize(
+    ("break_it", "error", "says"),
+    [
+        (lambda f: (f / "model.safetensors").unlink(), FileNotFoundError, r"no weights \(\*\.safetensors\); save the model"),
+        (lambda f: (f / "config.json").unlink(), FileNotFoundError, "no config.json; it must be what"),
+        (shutil.rmtree, FileNotFoundError, "there is no folder"),
+        (lambda f: (shutil.rmtree(f), f.write_text("")), ValueError, "is a file; give the folder"),
+        (lambda f: (f / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n"), ValueError, "accept_license: true"),
+    ],
+)
+def test_wrong_folders_are_answered_with_what_to_do(folder: Path, break_it: object, error: type[Exception], says: str) -> None:
+    break_it(folder)  # type: ignore[operator]
+    with pytest.raises(error, match=says):
+        experts.revision("depth", depth(folder))
+
+
+def test_folder_that_is_no_such_model(folder: Path) -> None:
+    with pytest.raises(ValueError, match="does not have OWLv2's own"):
+        experts.load("detection", detection(str(folder)))
+    (folder / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(ValueError, match="cannot be loaded as"):
+        experts.load("depth", depth(folder))
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(FileNotFoundError, match="the folder lacks a file"):
+        experts.load("depth", depth(folder))
+
+
+def test_weights_that_do_not_fit_their_config(folder: Path) -> None:
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"num_hidden_layers": 4', '"num_hidden_layers": 5'))
+    with pytest.raises(ValueError, match="do not belong together"):
+        experts.load("depth", depth(folder))
+
+
+def test_unknown_embedded_expert_lists_the_known() -> None:
+    with pytest.raises(FileNotFoundError, match="blocks:depth-r1, blocks:depth-r2, blocks:detection-r1"):
+        experts.revision("depth", depth("blocks:../../etc"))
+
+
+def test_hub_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise socket.gaierror(-3, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unreachable)
+    with pytest.raises(FileNotFoundError, match="cannot be looked up on the hub.*local folder"):
+        experts.revision("depth", DepthExpertConfig(model="owner/name"))
+    # A full commit needs no look-up; loading says soon that it is not there.
+    with pytest.raises(FileNotFoundError, match="not in the local cache"):
+        experts.load("depth", DepthExpertConfig(model="owner/name", revision=COMMIT))
+
+
+def test_device_that_is_not_there() -> None:
+    for device in ("cuda:99", "tpu9"):
+        with pytest.raises(ValueError, match="set device: auto"):
+            experts.load("depth", depth(device=device))
+
+
+def test_licence_on_the_hub() -> None:
+    large = "depth-anything/Depth-Anything-V2-Large-hf"
+    with pytest.raises(ValueError, match=r"cc-by-nc-4\.0"):
+        experts.revision("depth", depth(large, revision=COMMIT))
+    assert source.resolve(depth(large, revision=COMMIT, accept_license=True)).license == "cc-by-nc-4.0"
+
+
+@pytest.mark.parametrize("fields", [{"vocabulary": []}, {"vocabulary": ["dog", " "]}, {"prompt": "a photo"}, {"treshold": 0.1}])
+def test_wrong_settings_are_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="vocabulary|prompt|treshold"):
+        detection(**fields)
+
+
+# Keeping
+
+
+def test_kept_folder_has_the_revision_after_the_watched_one_changed(folder: Path, tmp_path: Path) -> None:
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    revision, weights = experts.revision("depth", depth(folder)), source.resolve(depth(folder))
+    kept = source.keep(weights, tmp_path / "experts")
+    shutil.copytree(WEIGHTS / "depth-r2", folder, dirs_exist_ok=True)
+    assert experts.revision("depth", depth(folder)) != revision == experts.revision("depth", depth(kept))
+    assert source.resolve(depth(kept)).license == "mit"
+    assert source.keep(weights, tmp_path / "experts") == kept
+    assert [p.name for p in (tmp_path / "experts").iterdir()] == [weights.digest]
+
+
+def test_folder_that_changes_while_it_is_copied_is_not_kept(folder: Path, tmp_path: Path) -> None:
+    weights = source.resolve(depth(folder))
+    shutil.copytree(WEIGHTS / "depth-r2", folder, dirs_exist_ok=True)
+    with pytest.raises(ValueError, match="changed while"):
+        source.keep(weights, tmp_path / "experts")
+    assert not list((tmp_path / "experts").iterdir())
