@@ -44,7 +44,7 @@ class Encoder(Protocol):
         ...
 
     def patches(self, pictures: NDArray[np.uint8]) -> Tensor:
-        """uint8 [M, S, S, 3] → features of the last, normalised layer [M, D, g, g]."""
+        """uint8 [M, S, S, 3] → features of the last, normalised layer [M, g, g, D]."""
         ...
 
 

@@ -24,7 +24,7 @@ class EvaluateConfig(BaseModel, frozen=True, extra="forbid"):
     dense_train: int = Field(512, ge=8, description="pictures the linear probes are trained on")
     dense_val: int = Field(256, ge=4, description="pictures the linear probes are measured on")
     probe_seeds: int = Field(3, ge=3, le=10, description="times each probe is trained; fewer than 3 give no interval worth the name")
-    probe_steps: int = Field(400, ge=10, description="optimiser steps of a probe, 16 pictures each")
+    probe_steps: int = Field(600, ge=10, description="optimiser steps of a probe, 16 pictures each")
     baseline: bool = Field(
         True, description="measure the untrained weights of the same architecture too, so that gains have something to beat"
     )

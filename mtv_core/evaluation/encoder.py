@@ -40,14 +40,14 @@ class ModelEncoder:
         return nn.functional.normalize(torch.cat(parts), dim=-1).clone()
 
     def patches(self, pictures: NDArray[np.uint8]) -> Tensor:
-        """uint8 [M, S, S, 3] → features of the last, normalised layer [M, D, g, g]."""
+        """uint8 [M, S, S, 3] → features of the last, normalised layer [M, g, g, D]."""
         return self._remember("patches", pictures, lambda: self._batched(self._grid, pictures))
 
     def _grid(self, pixels: Tensor) -> Tensor:
         features_BND = self.model.patch_features(pixels)
         assert isinstance(features_BND, Tensor)
         side = math.isqrt(features_BND.shape[1])
-        return features_BND.transpose(1, 2).reshape(len(features_BND), -1, side, side)
+        return features_BND.reshape(len(features_BND), side, side, -1)
 
     def _batched(self, function: Callable[[Tensor], Tensor], pictures: NDArray[np.uint8]) -> Tensor:
         def parts() -> Iterator[Tensor]:

@@ -45,11 +45,11 @@ class LinearSegmentation:
             follows="dinov3 eval/segmentation: BatchNorm, dropout 0.1 and 1×1 on the last normalised layer, frozen; "
             "AdamW, weight decay 1e-3, batch 16",
             ours=f"{steps} steps at {LR} (for 40 000 at 1e-3), whole pictures, no augmentation, no class ignored, "
-            f"trained on every second pixel; {seeds} seeds, t interval over them",
+            f"trained on every third pixel of every third row; {seeds} seeds, t interval over them",
         )
-        self._heads: dict[str, list[nn.Sequential]] = {}
+        self._heads: dict[str, list[probe.LinearHead]] = {}
 
-    def heads(self, encoder: Encoder) -> list[nn.Sequential]:
+    def heads(self, encoder: Encoder) -> list[probe.LinearHead]:
         """One trained probe a seed; trained once a model."""
         if encoder.name not in self._heads:
             features = encoder.patches(self.data.train.pictures)
@@ -66,11 +66,11 @@ class LinearSegmentation:
             ]
         return self._heads[encoder.name]
 
-    def predict(self, head: nn.Sequential, features_MDgg: Tensor) -> Tensor:
+    def predict(self, head: probe.LinearHead, features_MggD: Tensor) -> Tensor:
         """uint8 [M, S, S]: the class of every pixel."""
         side = self.data.val.segments.shape[-1]
         with torch.inference_mode():
-            parts = [probe.enlarge(head(part), side).argmax(1).to(torch.uint8) for part in features_MDgg.split(32)]
+            parts = [probe.enlarge(head(part), side).argmax(1).to(torch.uint8) for part in features_MggD.split(32)]
         return torch.cat(parts)
 
     def __call__(self, encoder: Encoder) -> Iterator[tuple[str, float]]:

@@ -1,4 +1,4 @@
-"""The linear probe that both dense protocols train: BatchNorm, dropout and a 1 × 1 convolution on frozen patch features.
+"""The linear probe that both dense protocols train: BatchNorm, dropout and one linear layer on frozen patch features.
 
 Shapes: M pictures, B of a batch, D features, K outputs, g × g patches, S × S pixels.
 """
@@ -12,22 +12,36 @@ from torch import Tensor, nn
 
 BATCH = 16
 WARM_UP = 0.1  # share of the steps
-STRIDE = 2  # probes are trained on every second pixel of every second row
+STRIDE = 3  # probes are trained on the middle one of every 3 × 3 pixels
 
 
-def linear_head(features: int, outputs: int, generator: torch.Generator, dropout: float = 0.1) -> nn.Sequential:
-    """BatchNorm → dropout of whole features → 1 × 1, as in DINOv3's linear segmentation."""
-    head = nn.Sequential(nn.BatchNorm2d(features), nn.Dropout2d(dropout), nn.Conv2d(features, outputs, 1))
-    convolution = head[2]
-    assert isinstance(convolution, nn.Conv2d)
-    nn.init.normal_(convolution.weight, std=0.01, generator=generator)
-    assert convolution.bias is not None
-    nn.init.zeros_(convolution.bias)
-    return head
+class LinearHead(nn.Module):
+    """BatchNorm → dropout of whole features → 1 × 1 (DINOv3's linear segmentation head).
+
+    The norm has no scale and shift of its own, which the linear layer after it makes redundant; a step takes a third of the time without.
+    """
+
+    def __init__(self, features: int, outputs: int, dropout: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(features, affine=False)
+        self.linear = nn.Linear(features, outputs)
+        nn.init.normal_(self.linear.weight, std=0.01, generator=generator)
+        nn.init.zeros_(self.linear.bias)
+        self.dropout = dropout
+        self.generator = generator
+
+    def forward(self, features_BggD: Tensor) -> Tensor:
+        """[B, g, g, D] → [B, K, g, g]."""
+        normed: Tensor = self.norm(features_BggD.flatten(0, 2)).view_as(features_BggD)
+        if self.training and self.dropout:
+            kept_B11D = torch.rand(len(normed), 1, 1, normed.shape[-1], generator=self.generator) >= self.dropout
+            normed = normed * kept_B11D / (1.0 - self.dropout)
+        out: Tensor = self.linear(normed).permute(0, 3, 1, 2)
+        return out
 
 
 def train(
-    features_MDgg: Tensor,
+    features_MggD: Tensor,
     outputs: int,
     loss: Callable[[Tensor, Tensor], Tensor],
     *,
@@ -35,39 +49,37 @@ def train(
     lr: float,
     weight_decay: float,
     seed: int,
-    dropout: float = 0.1,
-) -> nn.Sequential:
-    """Train one probe; `seed` decides the initial weights, the order of the pictures and what is dropped out.
+    dropout: float,
+) -> LinearHead:
+    """Train one probe.
 
     Args:
-        features_MDgg: frozen features.
+        features_MggD: frozen features.
         outputs: K.
         loss: (indices of the batch [B], output [B, K, g, g]) → scalar.
         steps: of AdamW, batches of 16, linear warm-up over a tenth of them, cosine to zero.
         lr: highest learning rate.
         weight_decay: AdamW's.
-        seed: see above.
-        dropout: share of features dropped.
+        seed: decides the initial weights, the order of the pictures and what is dropped; torch's global generator is left alone.
+        dropout: share of features dropped, whole features of a picture at a time.
 
     Returns:
         the head, ready for use.
     """
     generator = torch.Generator().manual_seed(seed)
-    head = linear_head(features_MDgg.shape[1], outputs, generator, dropout)
+    head = LinearHead(features_MggD.shape[-1], outputs, dropout, generator).train()
     optimiser = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=lr, total_steps=max(steps, 2), pct_start=WARM_UP, cycle_momentum=False)
-    batch = min(BATCH, len(features_MDgg))
-    per_epoch = len(features_MDgg) // batch
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=lr, total_steps=steps, pct_start=WARM_UP, cycle_momentum=False)
+    batch = min(BATCH, len(features_MggD))
+    per_epoch = len(features_MggD) // batch
     order = torch.empty(0, dtype=torch.long)
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():  # dropout draws from the global generator
-        torch.manual_seed(seed)
-        head.train()
+    with torch.enable_grad():
         for step in range(steps):
             if step % per_epoch == 0:
-                order = torch.randperm(len(features_MDgg), generator=generator)
+                order = torch.randperm(len(features_MggD), generator=generator)
             start = step % per_epoch * batch
             chosen = order[start : start + batch]
-            value = loss(chosen, head(features_MDgg[chosen]))
+            value = loss(chosen, head(features_MggD[chosen]))
             optimiser.zero_grad(set_to_none=True)
             value.backward()
             optimiser.step()
@@ -76,10 +88,10 @@ def train(
 
 
 def thin(maps_MSS: Tensor) -> Tensor:
-    """Every second pixel of every second row [M, S/2, S/2]: what is trained on, at a quarter of the cost."""
-    return maps_MSS[:, ::STRIDE, ::STRIDE]
+    """The middle one of every 3 × 3 pixels, [M, S/3, S/3]: a ninth of the cost, and just where `enlarge` puts its values."""
+    return maps_MSS[:, STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE].contiguous()
 
 
 def enlarge(maps_BKgg: Tensor, side: int) -> Tensor:
-    """Bilinear to [B, K, side, side], pixel centres on pixel centres."""
+    """Bilinear to [B, K, side, side], corners on corners of the picture (not on centres of its corner pixels)."""
     return nn.functional.interpolate(maps_BKgg, (side, side), mode="bilinear", align_corners=False)
