@@ -53,8 +53,8 @@ class DetectionExpert:
         images: Any = getattr(self.processor, "image_processor", None)
         if not isinstance(images, Owlv2ImageProcessor) or not images.do_pad:
             raise ValueError(
-                f"{config.model} does not have OWLv2's own image processor ({type(images).__name__}), so it is not known how its boxes lie on "
-                "a picture; take google/owlv2-* or a folder saved from one"
+                f"{config.model} does not have OWLv2's own image processor ({type(images).__name__}), so it is not known how its boxes "
+                "lie on a picture; take google/owlv2-* or a folder saved from one"
             )
         self.model = base.load_model(Owlv2ForObjectDetection, weights, self.dtype, self.device)
         self._embeddings: dict[str, Tensor] = {}
@@ -132,12 +132,10 @@ class DetectionExpert:
     def _select(self, boxes_T4: Tensor, score_T: Tensor, phrase_T: Tensor, size: tuple[int, int], wanted: Sequence[str]) -> Detections:
         """Threshold, map back to the picture, thin within a phrase, keep the best."""
         keep = score_T > self.config.threshold
-        boxes_N4 = to_picture(box_convert(boxes_T4[keep], "cxcywh", "xyxy"), size)
-        scores_N, phrase_N = score_T[keep], phrase_T[keep]
-        inside = (boxes_N4[:, 2:] > boxes_N4[:, :2]).all(dim=-1)  # else it lies in the padding
-        boxes_N4, scores_N, phrase_N = boxes_N4[inside], scores_N[inside], phrase_N[inside]
-        # IoU is that of pixels, so that a wide picture is thinned like a square one.
-        pixels_N4 = boxes_N4 * boxes_N4.new_tensor([*size, *size])
+        boxes_N4, scores_N, phrase_N = to_picture(box_convert(boxes_T4[keep], "cxcywh", "xyxy"), size), score_T[keep], phrase_T[keep]
+        pixels_N4 = boxes_N4 * boxes_N4.new_tensor([*size, *size])  # a wide picture is thinned like a square one
+        seen = (pixels_N4[:, 2:] - pixels_N4[:, :2] >= 1.0).all(dim=-1)  # else it lies in the padding, or is no pixel wide
+        boxes_N4, pixels_N4, scores_N, phrase_N = boxes_N4[seen], pixels_N4[seen], scores_N[seen], phrase_N[seen]
         best = batched_nms(pixels_N4, scores_N, phrase_N, self.config.nms)[: self.config.max_boxes]
         return Detections(boxes_N4[best].numpy(), [wanted[q] for q in phrase_N[best].tolist()], scores_N[best].numpy())
 

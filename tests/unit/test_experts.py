@@ -41,7 +41,7 @@ def test_configs_and_revisions_load_neither_torch_nor_transformers() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
-# A changed number here relabels every table there is: raise LABEL_SCHEMA_VERSION or phrases.VERSION on purpose, or find out what slipped in.
+# A changed number here relabels every table there is: raise LABEL_SCHEMA_VERSION or phrases.VERSION on purpose, or find what slipped in.
 @pytest.mark.parametrize(
     ("name", "config", "revision"),
     [
@@ -138,7 +138,7 @@ def test_hub_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         raise socket.gaierror(-3, "Temporary failure in name resolution")
 
     monkeypatch.setattr(socket, "getaddrinfo", unreachable)
-    with pytest.raises(FileNotFoundError, match="cannot be looked up on the hub.*local folder"):
+    with pytest.raises(FileNotFoundError, match=r"cannot be looked up on the hub.*local folder"):
         experts.revision("depth", DepthExpertConfig(model="owner/name"))
     # A full commit needs no look-up; loading says soon that it is not there.
     with pytest.raises(FileNotFoundError, match="not in the local cache"):
@@ -160,7 +160,7 @@ def test_licence_on_the_hub() -> None:
 
 @pytest.mark.parametrize("fields", [{"vocabulary": []}, {"vocabulary": ["dog", " "]}, {"prompt": "a photo"}, {"treshold": 0.1}])
 def test_wrong_settings_are_refused(fields: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="vocabulary|prompt|treshold"):
+    with pytest.raises(ValueError, match=r"vocabulary|prompt|treshold"):
         detection(**fields)
 
 

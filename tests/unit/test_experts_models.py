@@ -79,7 +79,11 @@ def owlv2(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "image_size": 64,
         "patch_size": 8,
     }
-    Owlv2ForObjectDetection(Owlv2Config(text_config=text, vision_config=vision, projection_dim=32)).save_pretrained(folder)
+    model = Owlv2ForObjectDetection(Owlv2Config(text_config=text, vision_config=vision, projection_dim=32))
+    for head in (model.class_head, model.box_head):  # initialised with 1, which saturates everything
+        for parameter in head.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
     Owlv2Processor(Owlv2ImageProcessor(size={"height": 64, "width": 64}), tokenizer).save_pretrained(folder)
     return Path(folder)
 
@@ -122,7 +126,7 @@ def naive_detections(folder: Path, image: Image.Image, phrases: list[str], exper
     for i in found["scores"].argsort(descending=True).tolist():
         box, phrase = found["boxes"][i].clamp(min=0).minimum(limits), phrases[int(found["labels"][i])]
         same = [other for other, name, _ in kept if name == phrase]
-        if (box[2:] > box[:2]).all() and not any(float(box_iou(box[None], other[None])) > expert.config.nms for other in same):
+        if (box[2:] - box[:2] >= 1).all() and not any(float(box_iou(box[None], other[None])) > expert.config.nms for other in same):
             kept.append((box, phrase, float(found["scores"][i])))
     return [((box / limits).tolist(), phrase, score) for box, phrase, score in kept[: expert.config.max_boxes]]
 
@@ -245,10 +249,8 @@ def test_depth_equals_the_plain_use_of_depth_anything(which: str, depth_anything
         with torch.inference_mode():
             wanted = model(**processor(images=image, return_tensors="pt")).predicted_depth[0].numpy()
         assert got.shape == (image.height, image.width)
-        if wanted.shape == got.shape:
-            np.testing.assert_allclose(got, wanted, atol=2e-4)
-        else:  # averaged in another way, so the same but for details
-            assert np.corrcoef(np.asarray(Image.fromarray(wanted).resize(image.size)).ravel(), got.ravel())[0, 1] > 0.98
+        wanted = np.asarray(Image.fromarray(wanted).resize(image.size, Image.Resampling.BILINEAR))
+        np.testing.assert_allclose(got, wanted, atol=2e-4 * float(np.abs(wanted).max()))
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000))
