@@ -6,6 +6,7 @@ tail goes into the next epoch's first batch, so no row is left out and no batch 
 
 from __future__ import annotations
 
+import io
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -17,8 +18,9 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 import pyarrow as pa
 import torch
+import torchvision  # noqa: F401 - registers torch.ops.image
 from numpy.typing import NDArray
-from torchvision.io import ImageReadMode, decode_jpeg
+from PIL import Image
 
 from mtv_core.data import depth as depth_codec
 from mtv_core.store.loader_config import LoaderConfig
@@ -187,16 +189,29 @@ class Loader(Generic[Made]):
         return [replace(found[int(index)], epoch=int(epoch)) for index, epoch in zip(indices, epochs, strict=True)]
 
 
+def _jpeg(data: bytes) -> torch.Tensor:
+    """uint8 [3, H, W] RGB.
+
+    torchvision's operator, which is 2–3 times as fast as PIL and gives the same bytes. Its Python wrapper warns since torchvision 0.29 that
+    it will go; where it is gone, PIL decodes.
+    """
+    if hasattr(torch.ops.image, "decode_jpeg"):
+        # A copy, since torch wants to own what it could write to. 3 is RGB.
+        decoded: torch.Tensor = torch.ops.image.decode_jpeg(torch.from_numpy(np.frombuffer(data, np.uint8).copy()), 3, False)
+        return decoded
+    with Image.open(io.BytesIO(data)) as image:
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
 def decode(values: dict[str, Any]) -> Row:
     """One row of the table, as `to_pylist` gives it.
 
     Raises:
         ValueError: the picture is not the JPEG that ingest put there.
     """
-    data = torch.from_numpy(np.frombuffer(values["image"], np.uint8).copy())  # a copy, since torch wants to own what it could write to
     try:
-        image = decode_jpeg(data, ImageReadMode.RGB)
-    except RuntimeError as error:
+        image = _jpeg(values["image"])
+    except (RuntimeError, OSError) as error:
         raise ValueError(f"the picture of row {values['uid']} cannot be decoded: its table is damaged; ingest it anew ({error})") from None
     depth = depth_codec.decode(values["depth"]) if values.get("depth") is not None else None
     has_boxes = values.get("boxes") is not None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import logging
 import math
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -62,8 +64,7 @@ def train(job: TrainJob, world: World, stop: StopRequest) -> TrainResult:
         rank=world.rank,
         ranks=world.ranks,
     )
-    # Nothing in the system keeps running statistics, so there are no buffers to send around.
-    forward = DistributedDataParallel(system, broadcast_buffers=False, gradient_as_bucket_view=True) if world.ranks > 1 else system
+    forward = distribute(system) if world.ranks > 1 else system
     parameters = [parameter for parameter in system.parameters() if parameter.requires_grad]
     guard = optim.Guard(config.optim.max_skipped, state.skipped, state.skipped_in_a_row)
     window, clock = Window(state.window), Clock(state.step, config.steps, config.global_batch)
@@ -160,6 +161,14 @@ def resume(job: TrainJob, world: World, system: ObjectiveSystem, optimizer: torc
         if state.step:
             _log.info("going on from step %d of %d", state.step, job.config.steps)
     return state
+
+
+def distribute(system: ObjectiveSystem) -> DistributedDataParallel:
+    """Average gradients over ranks. Nothing in the system keeps running statistics, so no buffers are sent around."""
+    known = inspect.signature(DistributedDataParallel).parameters
+    # Renamed in torch 2.15.
+    no_buffers: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+    return DistributedDataParallel(system, gradient_as_bucket_view=True, **no_buffers)
 
 
 def publish_model(model: MTV, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

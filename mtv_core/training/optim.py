@@ -14,15 +14,15 @@ _NO_DECAY = ("pos_embed", "position_embedding", "mask_token", "latent", "cls_tok
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
-    """Of step 1 … `steps`: linear from 0 to `lr` over the warm-up, then half a cosine to `end_lr` at the last step.
+    """Of step 1 … `steps`: linear from 0 to `lr` over the warm-up, then half a cosine that would reach `end_lr` one step after the last.
 
     A warm-up longer than half the run is cut to that, so that a short trial of a long recipe learns at all.
     """
     warmup = min(config.warmup_steps, steps // 2)
     if step <= warmup:
         return config.lr * step / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    return config.end_lr + (config.lr - config.end_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    done = (step - warmup - 1) / (steps - warmup)
+    return config.end_lr + (config.lr - config.end_lr) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
