@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.layers import AttentionPoolLatent
+from timm.layers.attention_pool import AttentionPoolLatent
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from transformers import SiglipConfig, SiglipTextConfig, SiglipVisionConfig
@@ -23,7 +23,7 @@ def refusal(backbone: nn.Module) -> str | None:
     """Why a backbone has no exact `SiglipModel` counterpart, or None when it has one. Works on the meta device."""
     if not isinstance(backbone, VisionTransformer):
         return f"it is a {type(backbone).__name__}, not a timm VisionTransformer"
-    block = backbone.blocks[0]
+    block: Any = backbone.blocks[0]
     problems = {
         "it has a class token": backbone.cls_token is not None,
         "it has register tokens": backbone.reg_token is not None,
@@ -49,7 +49,8 @@ def vision_config(backbone: VisionTransformer) -> SiglipVisionConfig:
         raise ValueError(
             f"this backbone cannot become a SiglipModel: {reason}. Use a timm `vit_*_siglip_*`, or leave 'siglip' out of export.formats."
         )
-    block, (height, width) = backbone.blocks[0], backbone.patch_embed.img_size
+    block: Any = backbone.blocks[0]
+    height, width = backbone.patch_embed.img_size
     assert height == width, "MTV trains on square pictures"
     return SiglipVisionConfig(
         hidden_size=backbone.embed_dim,
