@@ -8,7 +8,7 @@ import importlib.metadata
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,17 @@ def worker_seen(api: str, pool: str, name: str, since: float) -> bool:
         ):
             return True
     return False
+
+
+def cancelled(runs: Mapping[str, str]) -> None:
+    """Tell each run's server that it was ended on purpose: its process could not, and a worker would call it a crash."""
+    message = "stopped by `mtv down`; started again, it goes on from where it was"
+    for flow_run_id, api in runs.items():
+        with contextlib.suppress(httpx.HTTPError, ServiceError), _client(api) as client:
+            state = client.get(f"/flow_runs/{flow_run_id}").raise_for_status().json()["state_type"]
+            if state not in ("COMPLETED", "FAILED", "CANCELLED"):
+                body = {"state": {"type": "CANCELLED", "name": "Cancelled", "message": message}, "force": True}
+                client.post(f"/flow_runs/{flow_run_id}/set_state", json=body)
 
 
 @contextlib.contextmanager

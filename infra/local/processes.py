@@ -51,6 +51,14 @@ def alive(service: Service | None) -> psutil.Process | None:
     return None
 
 
+def ended(process: psutil.Process) -> bool:
+    """Whether a process is gone, or only its parent has not noticed yet."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return True
+
+
 def reap() -> None:
     """Forget children that have ended."""
     for pid, child in list(_children.items()):

@@ -77,15 +77,11 @@ class Local:
             return {"stopped": [], "runs": 0, "left": 0}
         with lock(self.home, self.say):
             state = load(self.home)
-            before = processes.family(self.home)
             stopped = [name for name in NAMES if processes.alive(state.services.get(name))]
-            runs = processes.flow_runs(before)
-            if runs:
-                self.say(f"ending {len(runs)} run{'s' if len(runs) > 1 else ''}; started again, they go on from where they were")
-                processes.end(self._runs, runs, _RUNS_END_SECONDS)
-            processes.end(lambda: processes.family(self.home, "worker"), processes.family(self.home, "worker"), _END_SECONDS)
-            rest = processes.family(self.home)
-            processes.end(lambda: processes.family(self.home), rest, _END_SECONDS)
+            runs = self._end_runs()
+            self._end(lambda: processes.family(self.home, "worker"))
+            deploy.cancelled(runs)
+            self._end(lambda: processes.family(self.home))
             prefect_toml.remove(self.project, self.home)
             state.services.clear()
             save(self.home, state)
@@ -109,6 +105,25 @@ class Local:
         """Where a server is, or would be, found."""
         service = state.services.get(name)
         return f"http://127.0.0.1:{service.port if service and service.port else PORTS[name]}"
+
+    def _end_runs(self) -> dict[str, str]:
+        """End the runs' own processes, which then end their trees; after that whatever these left behind.
+
+        Returns:
+            id of the flow run → the API it reports to.
+        """
+        tops = processes.flow_runs(processes.family(self.home))
+        environments = [processes.environment(process) for process in tops]
+        runs = {env[processes.FLOW_RUN]: env.get("PREFECT_API_URL", "") for env in environments if env.get(processes.FLOW_RUN)}
+        if tops:
+            self.say(f"ending {len(runs)} run{'s' if len(runs) > 1 else ''}; started again, they go on from where they were")
+            processes.end(lambda: [process for process in tops if not processes.ended(process)], tops, _RUNS_END_SECONDS)
+            self._end(self._runs)
+        return runs
+
+    @staticmethod
+    def _end(find: Callable[[], list[psutil.Process]]) -> None:
+        processes.end(find, find(), _END_SECONDS)
 
     # ------------------------------------------------------------------ servers
 
@@ -239,6 +254,7 @@ class Local:
             "PYTHONUNBUFFERED": "1",
             "PREFECT_HOME": str(folder),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_SERVER_DATABASE_TIMEOUT": "60",  # SQLite has one writer; on a busy machine the others wait longer than 10 s.
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # What the automation crash-zombie-flows listens for.
             "PREFECT_WORKER_QUERY_SECONDS": "2",
             "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -261,7 +277,7 @@ class Local:
         def left() -> list[psutil.Process]:
             return [process for process in processes.family(self.home, role) if processes.FLOW_RUN not in processes.environment(process)]
 
-        processes.end(left, left(), _END_SECONDS)
+        self._end(left)
 
     def _runs(self) -> list[psutil.Process]:
         return [process for process in processes.family(self.home) if processes.FLOW_RUN in processes.environment(process)]
