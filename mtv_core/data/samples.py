@@ -76,10 +76,11 @@ def _meta(received: bytes | None) -> tuple[str | None, dict[str, Any]]:
     try:
         text = received.decode()
         document = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None, {}
     return text, document if isinstance(document, dict) else {}
 
 
 def _first(document: dict[str, Any], names: tuple[str, ...]) -> str | None:
-    return next((value for name in names if isinstance(value := document.get(name), str) and value), None)
+    found = next((value for name in names if isinstance(value := document.get(name), str) and value), None)
+    return found.encode(errors="replace").decode() if found else None  # JSON can spell half a surrogate pair

@@ -41,11 +41,11 @@ class RejectLog:
         return len(rows)
 
     def remove(self, shards: Sequence[str], stage: str) -> None:
-        """Take back the refusals of whole shards (key empty) that a later attempt read after all."""
+        """Take back the refusals of shards (key empty) that could not be read, now that they were."""
         dataset = open_dataset(self.uri, storage_options=self.storage_options)
         if dataset is None or not shards:
             return
-        condition = f"stage = '{stage}' and key = '' and shard in ({quoted(shards)})"
+        condition = f"stage = '{stage}' and key = '' and reject_class <> 'data' and shard in ({quoted(shards)})"
         if dataset.count_rows(condition):
             dataset.delete(condition)
 

@@ -108,7 +108,7 @@ def _sample(key: str, parts: dict[str, bytes | int]) -> RawSample:
     if not captions and isinstance(meta, bytes):
         captions = _caption_of(meta)
     return RawSample(
-        key=key,
+        key=key.encode(errors="surrogateescape").decode(errors="backslashreplace"),  # a member's name may be any bytes
         image=image if isinstance(image, bytes) else None,
         captions=captions,
         meta=meta if isinstance(meta, bytes) else None,
@@ -120,7 +120,7 @@ def _caption_of(meta: bytes) -> list[bytes]:
     """img2dataset repeats the caption in the JSON; some tools write it only there."""
     try:
         document = json.loads(meta)
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     caption = document.get("caption") if isinstance(document, dict) else None
-    return [caption.encode()] if isinstance(caption, str) else []
+    return [caption.encode(errors="surrogatepass")] if isinstance(caption, str) else []
