@@ -116,6 +116,7 @@ def run(
         OSError: the table cannot be written to.
     """
     table = Table.open(table_uri, storage_options)
+    revisions(config)  # all of them are found, before the first one changes the table
     assignments = {name: _assign(table, name, expert, config.accept) for name, expert in config.experts().items()}
     stage = _Stage(table, config, executor, progress, assignments)
     report = stage.run()
