@@ -76,7 +76,7 @@ def result_rows(metrics: Mapping[str, float]) -> list[dict[str, Any]]:
             else f"{_with_interval(metrics, reference)} ({'untrained' if reference.startswith('baseline') else 'chance'})"
         )
         if against:
-            row["gain"] = f"{value / against:.1f} ×" if larger else f"{100 * (against - value) / against:+.0f} %".replace("+", "−")
+            row["gain"] = f"{value / against:.1f} ×" if larger else f"{100 * (value - against) / against:+.0f} %".replace("-", "−")
         rows.append(row)
     return rows
 

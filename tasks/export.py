@@ -7,6 +7,7 @@ from pathlib import Path
 from mtv_core.config import PipelineConfig
 from mtv_core.executor import Progress
 from mtv_core.report import StageRef
+from mtv_core.store.table import Table
 from tasks import tracking
 from tasks.run import Run, stage_key
 
@@ -43,6 +44,8 @@ def export(run: Run, key: str, trained: StageRef, evaluated: StageRef | None, pr
         table=run.table,
         experts=_experts(run, trained),
         metrics=dict(evaluated.metrics) if evaluated else {},
+        protocols=_protocols(evaluated),
+        data_licenses=_data_licenses(run, trained),
         config=run.config.model_dump(mode="json"),
         git_commit=run.record.git_commit,
     )
@@ -66,10 +69,23 @@ def export(run: Run, key: str, trained: StageRef, evaluated: StageRef | None, pr
     )
 
 
+def _protocols(evaluated: StageRef | None) -> dict[str, str]:
+    """What each number of the card was measured by."""
+    from mtv_core.evaluation import suite
+
+    if evaluated is None:
+        return {}
+    return {name: card.tag for name, card in suite.load(Path(evaluated.uri)).protocols.items()}
+
+
+def _data_licenses(run: Run, trained: StageRef) -> list[str]:
+    """What the rows say of their licences; 'unknown' for those that say nothing."""
+    view = Table.at(run.table, version=trained.version, storage_options=run.config.table.storage_options)
+    return sorted({value or "unknown" for batch in view.scan(["license"]) for value in batch["license"].unique().to_pylist()})
+
+
 def _experts(run: Run, trained: StageRef) -> dict[str, dict[str, str]]:
     """Name, licence and revision of every expert whose labels the model learnt from."""
-    from mtv_core.store.table import Table
-
     accepted = Table.open(run.table, run.config.table.storage_options).accepted()
     found = {}
     for expert, revision in trained.revisions.items():

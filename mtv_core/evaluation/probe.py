@@ -69,7 +69,8 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     head = LinearHead(features_MggD.shape[-1], outputs, dropout, generator).train()
     optimiser = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=lr, total_steps=steps, pct_start=WARM_UP, cycle_momentum=False)
+    warm_up = max(WARM_UP, 2 / steps)  # OneCycleLR divides by warm-up steps less one
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=lr, total_steps=steps, pct_start=warm_up, cycle_momentum=False)
     batch = min(BATCH, len(features_MggD))
     per_epoch = len(features_MggD) // batch
     order = torch.empty(0, dtype=torch.long)
