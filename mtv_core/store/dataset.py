@@ -75,8 +75,8 @@ def publish(
 ) -> LanceDataset:
     """Make fragments visible, all at once: create the dataset with them, or append those whose files are not in its manifest yet.
 
-    Safe to call again after a kill or an uncertain answer. A creation never replaces a table that appeared meanwhile (Lance refuses
-    `read_version=0` then). Stable row ids can only be chosen at creation.
+    Safe to call again after a kill or an uncertain answer. A creation never replaces a table that appeared meanwhile: Lance refuses it with
+    `read_version=0`, but only without retries, since a retry takes the other's version for its own. Stable row ids are chosen at creation.
     """
     options = dict(storage_options or {}) or None
     dataset = open_dataset(uri, storage_options=storage_options)
@@ -84,7 +84,7 @@ def publish(
         if dataset is None:
             create = LanceOperation.Overwrite(schema, list(fragments))
             try:
-                return LanceDataset.commit(uri, create, read_version=0, storage_options=options, enable_stable_row_ids=True)
+                return LanceDataset.commit(uri, create, read_version=0, max_retries=0, storage_options=options, enable_stable_row_ids=True)
             except OSError:
                 dataset = open_dataset(uri, storage_options=storage_options)
                 if dataset is None:  # else another committer was first: append to what it made

@@ -22,7 +22,7 @@ from mtv_core.settings import is_local
 IMAGES = ("jpg", "jpeg", "png", "webp")
 _CAPTIONS = ("txt", "caption")
 _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # key up to the first dot of the base name, extension after it
-_BUFFER = 1 << 20  # bytes read at once
+_BUFFER = 1 << 20  # bytes read at once; tarfile itself copies its whole buffer at every read, so that one stays small
 
 
 class _Member(tarfile.TarInfo):
@@ -40,7 +40,7 @@ class _Member(tarfile.TarInfo):
 @contextlib.contextmanager
 def _open(shard: ShardRef, storage_options: Mapping[str, str] | None) -> Iterator[IO[bytes]]:
     if is_local(shard.uri):
-        with Path(shard.uri).open("rb") as file:
+        with Path(shard.uri).open("rb", buffering=_BUFFER) as file:
             yield file
         return
     files, path = filesystem(shard.uri, storage_options)
@@ -54,7 +54,7 @@ def _members(file: IO[bytes], max_bytes: int) -> Iterator[tuple[str, str, bytes 
     Raises:
         tarfile.TarError, EOFError, zlib.error: the archive is damaged from here on.
     """
-    with tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member, bufsize=_BUFFER) as tar:
+    with tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member) as tar:
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # else it keeps them all
             name = _MEMBER.fullmatch(member.name)
