@@ -73,7 +73,12 @@ def _loaded(name: str, config: ExpertConfig, revision: str) -> Expert:
     """The expert, loaded once in a process; one of each kind, since a process labels fragments of both in turn."""
     try:
         expert = experts.load(name, config)
-    except (FileNotFoundError, ValueError) as error:
+    except FileNotFoundError as error:
+        raise ExpertUnavailableError(
+            f"{error}. Labels of revision {revision} need these weights on every worker: restore them, or set label.accept: immediate to "
+            "label with the configured ones"
+        ) from None
+    except ValueError as error:
         raise ExpertUnavailableError(str(error)) from None
     if expert.revision != revision:
         raise ExpertUnavailableError(

@@ -228,6 +228,21 @@ def test_a_full_disk_ends_the_run_at_once(table: Table, quick: list[QuickExpert]
     assert sum(len(expert.calls) for expert in quick) == 2  # one fragment's two batches
 
 
+def test_a_mistake_of_ours_in_every_fragment_is_not_tried_to_the_end(
+    tmp_path: Path, quick: list[QuickExpert], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, tried = make_table(tmp_path / "many", count=24, rows_per_fragment=1), []
+
+    def broken(_: Table, expert: str, *rest: object) -> None:
+        tried.append(expert)
+        raise AssertionError("a mistake")
+
+    monkeypatch.setattr(Table, "stage_labels", broken)
+    with pytest.raises(LabellingIncompleteError, match="on fragment 0: AssertionError: a mistake"):
+        run(table)
+    assert len(tried) < 40  # of 48
+
+
 # Several at once
 
 
@@ -329,7 +344,7 @@ def test_kept_weights_that_are_gone_are_missed_only_when_needed(
     monkeypatch.undo()
     labelling_worker._loaded.cache_clear()
     table.append(sample_rows(4, first=24))
-    with pytest.raises(ValueError, match="the depth expert cannot be used: there is no folder"):
+    with pytest.raises(ValueError, match=r"the depth expert cannot be used: there is no folder.*restore them"):
         run(table, config("blocks:depth-r2"))
 
 
