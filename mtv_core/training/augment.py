@@ -40,20 +40,21 @@ class Crop:
 
 def clean_crop(rng: np.random.Generator, width: int, height: int, views: ViewsConfig) -> Crop:
     """The clean view's rectangle: of the picture's own shape, which is then squashed to a square as in every evaluation."""
-    share, x, y, mirror = rng.random(4)
+    share, x, y, mirror = rng.random(4).tolist()
     side = math.sqrt(views.clean_scale[0] + share * (views.clean_scale[1] - views.clean_scale[0]))
-    return _place(width, height, side * width, side * height, x, y, bool(mirror < views.clean_flip))
+    return _place(width, height, side * width, side * height, x, y, mirror < views.clean_flip)
 
 
 def random_crop(rng: np.random.Generator, width: int, height: int, scale: tuple[float, float], views: ViewsConfig) -> Crop:
     """A share of the area drawn evenly from `scale`, of a shape drawn from 1/aspect … aspect as far as the picture has room for it."""
-    share, shape, x, y, mirror = rng.random(5)
+    share, shape, x, y, mirror = rng.random(5).tolist()
     share = scale[0] + share * (scale[1] - scale[0])
     # The crop fits if share · W/H ≤ w/h ≤ W/H / share; no drawing again, so that every sample draws the same number of numbers.
-    low, high = np.clip([1 / views.aspect, views.aspect], share * width / height, width / height / share)
+    narrowest, widest = share * width / height, width / height / share
+    low, high = (min(max(ratio, narrowest), widest) for ratio in (1 / views.aspect, views.aspect))
     ratio = math.exp(math.log(low) + shape * (math.log(high) - math.log(low)))
     area = share * width * height
-    return _place(width, height, math.sqrt(area * ratio), math.sqrt(area / ratio), x, y, bool(mirror < views.flip))
+    return _place(width, height, math.sqrt(area * ratio), math.sqrt(area / ratio), x, y, mirror < views.flip)
 
 
 def _place(width: int, height: int, w: float, h: float, x: float, y: float, flip: bool) -> Crop:
@@ -62,10 +63,17 @@ def _place(width: int, height: int, w: float, h: float, x: float, y: float, flip
     return Crop(left, top, left + columns, top + rows, flip)
 
 
-def crop_picture(image: torch.Tensor, crop: Crop, size: int, interpolation: InterpolationMode = InterpolationMode.BILINEAR) -> torch.Tensor:
-    """uint8 [3, H, W] → uint8 [3, size, size], with antialiasing."""
+def crop_picture(image: torch.Tensor, crop: Crop, size: int) -> torch.Tensor:
+    """uint8 [3, H, W] → uint8 [3, size, size], bilinear with antialiasing: torchvision's `resize` less its overhead."""
     part = image[:, crop.top : crop.bottom, crop.left : crop.right]
-    part = tvf.resize(part, [size, size], interpolation=interpolation, antialias=True)
+    part = F.interpolate(part[None], (size, size), mode="bilinear", antialias=True)[0]
+    return part.flip(-1) if crop.flip else part
+
+
+def clean_picture(image: torch.Tensor, crop: Crop, size: int) -> torch.Tensor:
+    """uint8 [3, H, W] → uint8 [3, size, size], as `model.preprocess` resizes."""
+    part = image[:, crop.top : crop.bottom, crop.left : crop.right]
+    part = tvf.resize(part, [size, size], interpolation=InterpolationMode.BICUBIC, antialias=True)
     return part.flip(-1) if crop.flip else part
 
 
@@ -141,7 +149,7 @@ def recolour(pictures: torch.Tensor, drawn: torch.Tensor, views: ViewsConfig) ->
     matrix = _hue(torch.where(jittered, views.hue * (2 * u[:, 4] - 1), 0.0)) @ saturate * (brightness * contrast)[:, None, None]
     # The mean gray that contrast turns about has no colour: saturation and hue leave it alone.
     offset = (1 - contrast) * brightness * (x.mean(dim=2) @ gray)
-    x = torch.baddbmm(offset[:, None, None].expand(-1, 3, 1), matrix, x).clamp_(0, 255).view(shape)
+    x = torch.bmm(matrix, x).add_(offset[:, None, None]).clamp_(0, 255).view(shape)
     if views.blur > 0:
         chosen = torch.nonzero(u[:, 6] < views.blur)[:, 0]
         if len(chosen):

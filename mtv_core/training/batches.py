@@ -7,7 +7,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from torchvision.transforms.v2 import InterpolationMode
 from transformers import PreTrainedTokenizerBase
 
 from mtv_core.model.preprocess import MEAN, STD, token_ids
@@ -63,7 +62,7 @@ class BatchMaker:
             rng = augment.generator(self.config.seed, row.epoch, row.uid)
             height, width = row.image.shape[1:]
             crop = augment.clean_crop(rng, width, height, views)
-            pixels[b] = augment.crop_picture(row.image, crop, size, InterpolationMode.BICUBIC)
+            pixels[b] = augment.clean_picture(row.image, crop, size)
             captions.append(row.captions[rng.integers(len(row.captions))])
             for g in range(G):
                 large[g, b] = augment.crop_picture(row.image, augment.random_crop(rng, width, height, views.global_scale, views), size)

@@ -121,6 +121,15 @@ def test_crops_have_the_area_and_shape_asked_for(seed: int, width: int, height: 
         assert 1 / views.aspect * (1 - 2 / w) <= w / h <= views.aspect * (1 + 2 / h)
 
 
+@settings(max_examples=40, deadline=None)
+@given(crops(64, 48), st.integers(8, 70))
+def test_crops_are_torchvisions(crop: Crop, size: int) -> None:
+    image = torch.randint(0, 256, (48, 64, 3), dtype=torch.uint8).permute(2, 0, 1)  # as decoding leaves it
+    part = tvf.crop(image, crop.top, crop.left, crop.bottom - crop.top, crop.right - crop.left)
+    reference = tvf.resize(part, [size, size], antialias=True)
+    assert torch.equal(augment.crop_picture(image, crop, size), tvf.horizontal_flip(reference) if crop.flip else reference)
+
+
 def test_boxes_mostly_outside_are_not_there() -> None:
     boxes = np.array([[0.0, 0.0, 0.5, 0.5], [0.4, 0.0, 0.9, 0.5], [0.8, 0.8, 1.0, 1.0]], np.float32)
     moved, stays = augment.move_boxes(boxes, Crop(0, 0, 50, 50), 100, 100, min_kept=0.3)
