@@ -90,7 +90,7 @@ def resume_run(record: RunRecord, config: PipelineConfig, trained: StageRef) -> 
 def run_url(experiment_id: str, run_id: str) -> str:
     """The run's page; empty when records go straight into a database, which has none."""
     uri = tracking_uri().rstrip("/")
-    return f"{uri}/#/experiments/{experiment_id}/runs/{run_id}" if uri.startswith("http") else ""
+    return f"{uri}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning" if uri.startswith("http") else ""
 
 
 @dataclass
@@ -187,7 +187,7 @@ class Tracked:
         source = f"{run.info.artifact_uri}/model"
         found = [v for v in self.client.search_model_versions(f"name = '{name}'") if v.run_id == self.run_id and v.source == source]
         tags = {key: value for key, value in run.data.tags.items() if key.startswith("mtv.")}
-        version = found[0] if found else self.client.create_model_version(name, source, self.run_id, tags=tags)
+        version = found[0] if found else self.client.create_model_version(name, source, self.run_id, tags=tags, await_creation_for=0)
         self.client.set_registered_model_alias(name, ALIAS, version.version)
         return int(version.version)
 
@@ -211,7 +211,12 @@ def _client() -> MlflowClient:
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     # Before the import. Retries: a server that is away is noticed within seconds.
-    defaults = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
+    defaults = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
@@ -238,7 +243,7 @@ def _experiment(client: MlflowClient) -> str:
     if found is None:
         location = None if tracking_uri().startswith("http") else str(_folder() / "artifacts" / EXPERIMENT)
         try:
-            return str(client.create_experiment(EXPERIMENT, artifact_location=location))
+            return str(client.create_experiment(EXPERIMENT, location, tags={"mlflow.experimentKind": "custom_model_development"}))
         except MlflowException:
             found = client.get_experiment_by_name(EXPERIMENT)  # Another run made it in the meantime.
             if found is None:
