@@ -113,8 +113,8 @@ def keep(source: Source, folder: Path) -> str:
     kept = folder / source.digest
     if kept.is_dir():
         return str(kept)
-    partial = folder / f".{source.digest}.{os.getpid()}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    _sweep(folder)
+    partial = folder / f".{source.digest}.{os.uname().nodename}.{os.getpid()}.partial"
     partial.mkdir(parents=True)
     try:
         origin = Path(source.location)
@@ -130,6 +130,17 @@ def keep(source: Source, folder: Path) -> str:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return str(kept)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed copies of this host left."""
+    for partial in folder.glob(f".*.{os.uname().nodename}.*.partial"):
+        try:
+            os.kill(int(partial.name.split(".")[-2]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(partial, ignore_errors=True)
+        except PermissionError:  # it lives, and is somebody else's
+            continue
 
 
 def _embedded(name: str) -> Source:

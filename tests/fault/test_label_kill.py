@@ -115,16 +115,14 @@ def test_killed_while_relabelling(unlabelled: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not FULL, reason="50 rounds take minutes: MTV_FAULT_ROUNDS=full, as `make faults` does")
-@pytest.mark.timeout(3000)
-def test_killed_anywhere_50_times(unlabelled: Path, undisturbed: Table, tmp_path: Path) -> None:
-    chance = random.Random(int(os.environ.get("MTV_FAULT_SEED", "0")))
-    for number in range(50):
-        folder = Path(shutil.copytree(unlabelled, tmp_path / f"killed-{number}"))
-        for _ in range(chance.choice([1, 1, 2, 3])):  # a killed run's successor is killed too
-            if chance.random() < 0.5:
-                kill(folder, after=chance.uniform(0.0, 1.5), may_finish=True)
-            else:
-                point = chance.choice(list(POINTS))
-                kill(folder, f"{point}:{chance.randint(1, POINTS[point])}", may_finish=True)
-        assert_equal(finish(folder), undisturbed)
-        shutil.rmtree(folder)
+@pytest.mark.parametrize("seed", range(50))
+def test_killed_anywhere(seed: int, unlabelled: Path, undisturbed: Table, tmp_path: Path) -> None:
+    chance = random.Random(seed)
+    folder = Path(shutil.copytree(unlabelled, tmp_path / "killed"))
+    for _ in range(chance.choice([1, 1, 2, 3])):  # a killed run's successor is killed too
+        if chance.random() < 0.5:
+            kill(folder, after=chance.uniform(0.0, 1.5), may_finish=True)
+        else:
+            point = chance.choice(list(POINTS))
+            kill(folder, f"{point}:{chance.randint(1, POINTS[point])}", may_finish=True)
+    assert_equal(finish(folder), undisturbed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -184,3 +185,15 @@ def test_folder_that_changes_while_it_is_copied_is_not_kept(folder: Path, tmp_pa
     with pytest.raises(ValueError, match="changed while"):
         source.keep(weights, tmp_path / "experts")
     assert not list((tmp_path / "experts").iterdir())
+
+
+def test_what_a_killed_copy_left_is_removed(folder: Path, tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = tmp_path / "experts" / f".abc.{os.uname().nodename}.{dead.pid}.partial"
+    other = tmp_path / "experts" / f".abc.{os.uname().nodename}.{os.getppid()}.partial"
+    for path in (left, other):
+        path.mkdir(parents=True)
+    source.keep(source.resolve(depth(folder)), tmp_path / "experts")
+    assert not left.exists()
+    assert other.exists()  # somebody is at it
