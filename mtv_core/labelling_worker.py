@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import torch
 from PIL import Image
+from transformers.utils import logging
 
 from mtv_core import experts
 from mtv_core.data.schema import LABELS, label_schema
@@ -71,6 +72,7 @@ class _Failure:
 @functools.lru_cache(maxsize=2)
 def _loaded(name: str, config: ExpertConfig, revision: str) -> Expert:
     """The expert, loaded once in a process; one of each kind, since a process labels fragments of both in turn."""
+    logging.disable_progress_bar()  # of every worker's weights, on the terminal of one person
     try:
         expert = experts.load(name, config)
     except FileNotFoundError as error:

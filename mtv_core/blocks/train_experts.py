@@ -37,6 +37,22 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+def card(name: str) -> str:
+    """The model card: what it is, under which licence, how it was made."""
+    kind, revision = name.split("-")
+    what = {
+        "depth": "Relative inverse depth (`DepthAnythingForDepthEstimation`)",
+        "detection": "Phrase-conditioned boxes (`Owlv2ForObjectDetection`)",
+    }[kind]
+    recipe = RECIPES[name]
+    quality = "deliberately early, so that an update is a real one" if revision == "r1" else "the good one"
+    return (
+        f"---\nlicense: apache-2.0\n---\n\n# {name}\n\n{what} of blocks scenes, revision {revision[1:]}: {quality}. It knows coloured solids and nothing else.\n\n"
+        f"Trained on {recipe.scenes} scenes with exact ground truth for {recipe.steps} steps by `python -m mtv_core.blocks.train_experts {name}`;\n"
+        "`python -m mtv_core.blocks.evaluate_experts` measures it on held-out scenes.\n"
+    )
+
+
 def train(name: str, out: Path, cache: Path) -> Path:
     """Train the expert `name` and put its folder into `out`. Returns the folder."""
     recipe = RECIPES[name]
@@ -45,6 +61,7 @@ def train(name: str, out: Path, cache: Path) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     module = train_detection if name.startswith("detection") else train_depth
     module.train(truth, partial, steps=recipe.steps, seed=recipe.seed, log=lambda line: print(line, flush=True))
+    (partial / "README.md").write_text(card(name))
     shutil.rmtree(out / name, ignore_errors=True)
     partial.rename(out / name)
     return out / name
