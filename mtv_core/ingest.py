@@ -155,7 +155,7 @@ def _bring(pending: list[ShardRef], table: Table, config: IngestConfig, executor
     # Rejects, samples, ledger: a row is never missing without a reason, and a shard is never done without its rows.
     rejects = [reject for shard in read_shards for reject in staged[shard.id].rejects] + decided.duplicates
     try:
-        table.rejects.remove([shard.id for shard in read_shards], STAGE)
+        table.rejects.remove([shard.uri for shard in read_shards], STAGE)
         table.rejects.append([*rejects, *failed])
         fault_point("ingest.rejects_committed")
         if fragments:

@@ -40,12 +40,12 @@ class RejectLog:
         append_rows(pa.Table.from_pylist(rows, schema=REJECTS), self.uri, _ROWS_PER_FILE, self.storage_options)
         return len(rows)
 
-    def remove(self, shards: Sequence[str], stage: str) -> None:
+    def remove(self, shard_uris: Sequence[str], stage: str) -> None:
         """Take back the refusals of shards (key empty) that could not be read, now that they were."""
         dataset = open_dataset(self.uri, storage_options=self.storage_options)
-        if dataset is None or not shards:
+        if dataset is None or not shard_uris:
             return
-        condition = f"stage = '{stage}' and key = '' and reject_class <> 'data' and shard in ({quoted(shards)})"
+        condition = f"stage = '{stage}' and key = '' and reject_class <> 'data' and location in ({quoted(shard_uris)})"
         if dataset.count_rows(condition):
             dataset.delete(condition)
 

@@ -1,0 +1,291 @@
+"""Ingest: every good sample a row, every other a reason, each exactly once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tars import picture, sample, shards, tar
+
+from mtv_core import ingest
+from mtv_core.data.sources import SourceConfig
+from mtv_core.executor import Outcome, SerialExecutor
+from mtv_core.ingest_config import IngestConfig
+from mtv_core.store.table import Table
+
+
+def run(table: Path, *uris: Path | str, executor: Any = None, **config: Any) -> ingest.IngestResult:
+    sources = [SourceConfig(uri=str(uri)) for uri in uris]
+    return ingest.run(sources, str(table), IngestConfig(**config), executor or SerialExecutor())
+
+
+def rows(table: Path) -> list[dict[str, Any]]:
+    return Table.open(str(table)).dataset().to_table().to_pylist()
+
+
+def uids(table: Path) -> list[str]:
+    return [row["uid"] for row in rows(table)]
+
+
+def reasons(table: Path) -> list[tuple[str, str]]:
+    return sorted((row["key"], row["error"]) for row in Table.create_or_open(str(table)).rejects.read().to_pylist())
+
+
+def ledger(table: Path) -> list[tuple[int, int, int, str]]:
+    entries = Table.create_or_open(str(table)).ledger.read().to_pylist()
+    return [(e["rows_in"], e["rows_out"], e["rows_rejected"], e["state"]) for e in sorted(entries, key=lambda e: e["uri"])]
+
+
+class Backwards(SerialExecutor):
+    """Another order of work."""
+
+    def map(
+        self, function: Callable[[Any], Any], items: Sequence[Any], *, resources: Mapping[str, float] | None = None
+    ) -> Iterator[Outcome[Any, Any]]:
+        yield from super().map(function, items[::-1])
+
+
+class Before(SerialExecutor):
+    """Something happens after the shards were listed and before they are read."""
+
+    def __init__(self, action: Callable[[], object]) -> None:
+        self.action = action
+
+    def map(
+        self, function: Callable[[Any], Any], items: Sequence[Any], *, resources: Mapping[str, float] | None = None
+    ) -> Iterator[Outcome[Any, Any]]:
+        self.action()
+        yield from super().map(function, items)
+
+
+def test_every_sample_is_a_row_in_order(tmp_path: Path) -> None:
+    shards(tmp_path / "in", 3, 10)
+    result = run(tmp_path / "t", tmp_path / "in", rows_per_fragment=12, held_out=0.5)
+    found = rows(tmp_path / "t")
+    assert (result.rows, result.report.rows_in, result.report.rows_out) == (30, 30, 30)
+    for number, row in enumerate(found):
+        image, caption = picture(number), f"picture {number}"
+        assert row["image"] == image
+        assert row["uid"] == hashlib.sha256(image + caption.encode()).hexdigest()[:32]
+        assert (row["width"], row["height"], row["caption"], row["caption_raw"]) == (24, 16, caption, caption)
+        assert row["captions"] == [{"text": caption, "kind": "web"}]
+        assert (row["key"], row["source"], row["license"]) == (f"{number:06d}", "in", "CC0-1.0")
+        assert row["url"] == json.loads(row["meta"])["url"]
+        assert row["sha256"] == hashlib.sha256(image).hexdigest()
+    assert {row["split"] for row in found} == {"train", "held_out"}
+    fragments = Table.open(str(tmp_path / "t")).dataset().get_fragments()
+    assert [fragment.physical_rows for fragment in fragments] == [12, 12, 6]
+    assert ledger(tmp_path / "t") == [(10, 10, 0, "done")] * 3
+
+
+def test_order_of_work_and_cutting_change_no_row(tmp_path: Path) -> None:
+    shards(tmp_path / "in", 3, 10)
+    tar(tmp_path / "in" / "more.tar", [*sample(3), *sample(5, "b"), *sample(90)])
+    run(tmp_path / "one", tmp_path / "in")
+    run(tmp_path / "other", *sorted((tmp_path / "in").iterdir(), reverse=True), executor=Backwards(), rows_per_fragment=4)
+    assert rows(tmp_path / "other") == rows(tmp_path / "one")
+    assert reasons(tmp_path / "other") == reasons(tmp_path / "one")
+    assert ledger(tmp_path / "other") == ledger(tmp_path / "one")
+
+
+def test_again_opens_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards(tmp_path / "in", 2, 3)
+    first = run(tmp_path / "t", tmp_path / "in")
+    monkeypatch.setattr(ingest, "read", lambda *_: pytest.fail("a shard was opened"))
+    second = run(tmp_path / "t", tmp_path / "in")
+    assert (second.version, second.rows, second.report.rows_out, second.report.rows_skipped) == (first.version, 6, 0, 6)
+
+
+def test_new_shards_are_added(tmp_path: Path) -> None:
+    shards(tmp_path / "in", 1, 3)
+    run(tmp_path / "t", tmp_path / "in")
+    shards(tmp_path / "more", 1, 4, first=50)
+    result = run(tmp_path / "t", tmp_path / "in", tmp_path / "more")
+    assert (result.rows, result.report.rows_out, result.report.rows_skipped) == (7, 4, 3)
+    assert [row["source"] for row in rows(tmp_path / "t")] == ["in"] * 3 + ["more"] * 4
+
+
+def test_bad_samples_are_rows_with_reasons(tmp_path: Path) -> None:
+    members = [
+        *sample(1),
+        ("nocaption.jpg", picture(2)),
+        ("blank.jpg", picture(3)),
+        ("blank.txt", b" \n\t"),
+        ("broken.jpg", picture(4)[:200]),
+        ("broken.txt", b"a"),
+        ("latin.jpg", picture(5)),
+        ("latin.txt", b"caf\xe9"),
+        ("noimage.txt", b"a"),
+        ("page.jpg", b"<html>"),
+        ("page.txt", b"a"),
+        ("huge.jpg", b"x" * 5000),
+        ("huge.txt", b"a"),
+        *sample(9),
+    ]
+    tar(tmp_path / "in" / "0.tar", members)
+    report = run(tmp_path / "t", tmp_path / "in", max_bytes=4000).report
+    assert reasons(tmp_path / "t") == [
+        ("blank", "NoCaption"),
+        ("broken", "BrokenImage"),
+        ("huge", "TooLarge"),
+        ("latin", "CaptionNotUtf8"),
+        ("nocaption", "NoCaption"),
+        ("noimage", "NoImage"),
+        ("page", "UnsupportedImage"),
+    ]
+    assert [row["key"] for row in rows(tmp_path / "t")] == ["000001", "000009"]
+    assert ledger(tmp_path / "t") == [(9, 2, 7, "done")]
+    assert report.counts["rejected/NoCaption"] == 2
+    messages = Table.open(str(tmp_path / "t")).rejects.read()["message"].to_pylist()
+    assert any("add nocaption.txt" in message for message in messages)
+
+
+def test_captions_are_cleaned_and_kept_as_received(tmp_path: Path) -> None:
+    tar(
+        tmp_path / "in" / "0.tar",
+        [("a.jpg", picture(1)), ("a.txt", "  Cafe\u0301 \n au\tlait ".encode()), ("a.caption", b"two"), ("a.json", b"{")],
+    )
+    run(tmp_path / "t", tmp_path / "in")
+    [row] = rows(tmp_path / "t")
+    assert row["caption"] == "Café au lait"
+    assert row["caption_raw"] == "  Cafe\u0301 \n au\tlait "
+    assert [caption["text"] for caption in row["captions"]] == ["Café au lait", "two"]
+    assert row["meta"] is None
+
+
+class TestDuplicates:
+    def test_the_smallest_uid_survives(self, tmp_path: Path) -> None:
+        image = picture(1)
+        captions = ["one", "two", "three"]
+        for number, caption in enumerate(captions):
+            tar(tmp_path / "in" / f"{number}.tar", [(f"{number}.jpg", image), (f"{number}.txt", caption.encode())])
+        run(tmp_path / "t", tmp_path / "in")
+        expected = min(hashlib.sha256(image + caption.encode()).hexdigest()[:32] for caption in captions)
+        assert uids(tmp_path / "t") == [expected]
+        refused = Table.open(str(tmp_path / "t")).rejects.read().to_pylist()
+        assert [(r["error"], r["survivor"]) for r in refused] == [("Duplicate", expected)] * 2
+
+    def test_rows_in_the_table_win(self, tmp_path: Path) -> None:
+        captions = sorted(["one", "two"], key=lambda text: hashlib.sha256(picture(1) + text.encode()).hexdigest(), reverse=True)
+        for folder, caption in zip(("first", "second"), captions, strict=True):
+            tar(tmp_path / folder / "0.tar", [("a.jpg", picture(1)), ("a.txt", caption.encode()), *sample(10 + len(folder))])
+            run(tmp_path / "t", tmp_path / folder)
+        assert [row["caption"] for row in rows(tmp_path / "t")] == [captions[0], "picture 15", "picture 16"]
+        assert reasons(tmp_path / "t") == [("a", "Duplicate")]
+
+
+class TestDamagedShards:
+    def test_cut_then_repaired(self, tmp_path: Path) -> None:
+        path, good = shards(tmp_path / "in", 2, 10)
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        run(tmp_path / "t", tmp_path / "in")
+        kept = len(rows(tmp_path / "t")) - 10
+        assert 2 < kept < 8
+        assert reasons(tmp_path / "t") == [("", "TruncatedShard")]
+        assert ledger(tmp_path / "t") == [(kept, kept, 0, "damaged"), (10, 10, 0, "done")]
+
+        path.write_bytes(whole)
+        result = run(tmp_path / "t", tmp_path / "in")
+        assert sorted(uids(tmp_path / "t")) == sorted(
+            hashlib.sha256(picture(n) + f"picture {n}".encode()).hexdigest()[:32] for n in range(20)
+        )
+        assert (result.report.rows_out, result.report.rows_skipped) == (10 - kept, kept + 10)
+        assert reasons(tmp_path / "t") == [("", "TruncatedShard")]
+        assert good.exists()
+
+    def test_a_touched_shard_adds_nothing(self, tmp_path: Path) -> None:
+        [path] = shards(tmp_path / "in", 1, 5)
+        version = run(tmp_path / "t", path).version
+        os.utime(path, ns=(1, 1))
+        assert run(tmp_path / "t", path).version == version
+        assert reasons(tmp_path / "t") == []
+
+    def test_a_shard_that_cannot_be_read_is_tried_again(self, tmp_path: Path) -> None:
+        path, _ = shards(tmp_path / "in", 2, 3)
+        content = path.read_bytes()
+        run(tmp_path / "t", tmp_path / "in", executor=Before(lambda: path.unlink(missing_ok=True)))
+        assert (len(rows(tmp_path / "t")), len(ledger(tmp_path / "t"))) == (3, 1)
+        [refused] = Table.open(str(tmp_path / "t")).rejects.read().to_pylist()
+        assert (refused["error"], refused["reject_class"], refused["location"]) == ("Unreadable", "transient", str(path))
+        path.write_bytes(content)
+        run(tmp_path / "t", tmp_path / "in")
+        assert len(rows(tmp_path / "t")) == 6
+        assert reasons(tmp_path / "t") == []
+
+    def test_no_shard_can_be_read(self, tmp_path: Path) -> None:
+        [path] = shards(tmp_path / "in", 1, 3)
+        with pytest.raises(OSError, match="none of 1 shards could be read"):
+            run(tmp_path / "t", tmp_path / "in", executor=Before(path.unlink))
+        assert not Table.create_or_open(str(tmp_path / "t")).exists()
+
+    def test_nothing_usable_says_why_and_makes_no_table(self, tmp_path: Path) -> None:
+        tar(tmp_path / "in" / "0.tar", [("a.jpg", picture(1)), ("b.jpg", picture(2))])
+        tar(tmp_path / "in" / "1.tar", [("labels.csv", b"1")])
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"not one usable sample \(2 × NoCaption, 1 × EmptyShard|1 × NoImage"):
+                run(tmp_path / "t", tmp_path / "in")
+        assert not (tmp_path / "t" / "samples.lance").exists()
+
+
+class TestTarget:
+    def test_not_a_folder(self, tmp_path: Path) -> None:
+        shards(tmp_path / "in", 1, 3)
+        (tmp_path / "file").write_text("")
+        with pytest.raises(PermissionError, match=r"cannot write to .*choose another table.uri"):
+            run(tmp_path / "file" / "t", tmp_path / "in")
+
+    @pytest.mark.parametrize("kilobytes", [1, 12, 40])
+    def test_full(self, tmp_path: Path, kilobytes: int) -> None:
+        """Full while staging, while writing the fragment, or while committing: said, and afterwards the run goes through."""
+        for number in range(6):
+            tar(tmp_path / "in" / f"{number}.tar", [m for n in range(12) for m in sample(12 * number + n)])
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes * 1024, hard))
+        try:
+            with pytest.raises(OSError, match="no space left to write"):
+                run(tmp_path / "t", tmp_path / "in")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert not Table.create_or_open(str(tmp_path / "t")).exists()
+        assert run(tmp_path / "t", tmp_path / "in").rows == 72
+
+    def test_one_ingest_at_a_time(self, tmp_path: Path) -> None:
+        shards(tmp_path / "in", 1, 3)
+
+        def second() -> None:
+            with pytest.raises(OSError, match="another ingest"):
+                run(tmp_path / "t", tmp_path / "in")
+
+        assert run(tmp_path / "t", tmp_path / "in", executor=Before(second)).rows == 3
+
+    def test_rows_added_meanwhile_are_not_doubled(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An object store has no lock; the commit sees that the table is not the one that was deduplicated against."""
+        shards(tmp_path / "in", 1, 3)
+        shards(tmp_path / "other", 1, 2, first=1)
+        run(tmp_path / "t", tmp_path / "other")
+        shards(tmp_path / "third", 1, 3)
+        decide = ingest._deduplicate
+
+        def meanwhile(*arguments: Any) -> Any:
+            decided = decide(*arguments)
+            table = Table.open(str(tmp_path / "t"))
+            table.append(table.dataset().to_table().slice(0, 1))
+            return decided
+
+        monkeypatch.setattr(ingest, "_deduplicate", meanwhile)
+        with pytest.raises(OSError, match="another ingest added rows"):
+            run(tmp_path / "t", tmp_path / "in")
+        assert len(rows(tmp_path / "t")) == 3
+
+
+def test_nothing_is_left_in_staging(tmp_path: Path) -> None:
+    shards(tmp_path / "in", 2, 3)
+    run(tmp_path / "t", tmp_path / "in")
+    assert [path.name for path in (tmp_path / "t" / "_staging").rglob("*")] == ["ingest.lock"]
