@@ -5,6 +5,7 @@ Shapes: M pictures, B of a batch, D features, K outputs, g × g patches, S × S 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -24,7 +25,7 @@ class LinearHead(nn.Module):
     def __init__(self, features: int, outputs: int, dropout: float, generator: torch.Generator) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(features, affine=False)
-        self.linear = nn.Linear(features, outputs)
+        self.linear = nn.utils.skip_init(nn.Linear, features, outputs)  # its own would draw from the global generator
         nn.init.normal_(self.linear.weight, std=0.01, generator=generator)
         nn.init.zeros_(self.linear.bias)
         self.dropout = dropout
@@ -38,6 +39,14 @@ class LinearHead(nn.Module):
             normed = normed * kept_B11D / (1.0 - self.dropout)
         out: Tensor = self.linear(normed).permute(0, 3, 1, 2)
         return out
+
+
+def share_of_lr(step: int, steps: int) -> float:
+    """Linear up to 1 over the warm-up, then a cosine down to 0, which the step after the last would have."""
+    warm = max(1, round(WARM_UP * steps))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 + 0.5 * math.cos(math.pi * (step - warm) / (steps - warm))
 
 
 def train(
@@ -69,8 +78,6 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     head = LinearHead(features_MggD.shape[-1], outputs, dropout, generator).train()
     optimiser = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=weight_decay)
-    warm_up = max(WARM_UP, 2 / steps)  # OneCycleLR divides by warm-up steps less one
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=lr, total_steps=steps, pct_start=warm_up, cycle_momentum=False)
     batch = min(BATCH, len(features_MggD))
     per_epoch = len(features_MggD) // batch
     order = torch.empty(0, dtype=torch.long)
@@ -83,8 +90,8 @@ def train(
             value = loss(chosen, head(features_MggD[chosen]))
             optimiser.zero_grad(set_to_none=True)
             value.backward()
+            optimiser.param_groups[0]["lr"] = lr * share_of_lr(step, steps)
             optimiser.step()
-            schedule.step()
     return head.eval().requires_grad_(False)
 
 

@@ -50,9 +50,9 @@ class ModelFacts(BaseModel, frozen=True, extra="forbid"):
 
 
 def weights_license(facts: ModelFacts) -> str:
-    """`apache-2.0` if every expert and the data are permissive, else `other`: then the reader has to look at the list."""
-    known = [expert.get("license", "unknown") for expert in facts.experts.values()] + facts.data_licenses
-    return "apache-2.0" if known and all(name.lower() in PERMISSIVE for name in known) else "other"
+    """`apache-2.0` if every expert and the data are known to be permissive, else `other`: then the reader has to look at the list."""
+    names = [expert.get("license", "unknown") for expert in facts.experts.values()] + (facts.data_licenses or ["unknown"])
+    return "apache-2.0" if all(name.lower() in PERMISSIVE for name in names) else "other"
 
 
 def render(facts: ModelFacts, name: str, formats: list[Format], errors: Mapping[str, float]) -> str:

@@ -82,7 +82,8 @@ def run(model_folder: Path, config: ExportConfig, out: Path, facts: ModelFacts) 
                 shutil.rmtree(partial)
                 raise RuntimeError(
                     f"the {format_name} export differs from the trained model by {errors[format_name]:.1e}, "
-                    f"more than {siglip.TOLERANCE:.0e}; nothing was exported. Was the training sound? If its losses are finite, this is a bug of MTV: please report it."
+                    f"more than {siglip.TOLERANCE:.0e}; nothing was exported. "
+                    "Look whether the losses of the training are finite; if they are, this is a bug of MTV: please report it."
                 )
     write_atomic(partial / CARD, render(facts, config.name, config.formats, errors))
     if out.exists():
