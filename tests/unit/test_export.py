@@ -49,13 +49,29 @@ class Refuse(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Refuse())
 def refuse(*_): raise AssertionError("the network was asked for something")
 socket.socket.connect = refuse
+
+folder, picture, texts = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+answers = {}
+
+from transformers import AutoProcessor, AutoTokenizer, SiglipModel, SiglipProcessor, pipeline
+found = pipeline("zero-shot-image-classification", model=folder)(picture, candidate_labels=texts, hypothesis_template="{}")
+answers["pipeline"] = {row["label"]: row["score"] for row in found}
+model, info = SiglipModel.from_pretrained(folder, output_loading_info=True)
+answers["loading"] = [sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")]
+processor = AutoProcessor.from_pretrained(folder)
+answers["processor"] = type(processor).__name__
+tokenizers = [SiglipProcessor.from_pretrained(folder).tokenizer, processor.tokenizer, AutoTokenizer.from_pretrained(folder)]
+answers["ids"] = [tokenizer(texts[0], padding="max_length")["input_ids"] for tokenizer in tokenizers]
+
+import timm, torch
+from PIL import Image
+backbone = timm.create_model("local-dir:" + folder + "/timm", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_data_config(model=backbone))
+with torch.inference_mode():
+    # Of the model's size, since timm resizes with PIL and SigLIP's processor with torchvision.
+    answers["timm"] = backbone(transform(Image.open(picture).crop((0, 0, 48, 48)))[None])[0].tolist()
+print(json.dumps(answers))
 """
-
-
-def alone(code: str, *arguments: str) -> Any:
-    done = subprocess.run([sys.executable, "-I", "-c", ALONE + code, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -86,58 +102,46 @@ def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return result.folder
 
 
-def picture(folder: Path) -> Path:
-    path = folder / "picture.png"
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("picture") / "picture.png"
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (70, 50, 3), dtype=np.uint8)).save(path)
     return path
 
 
-def test_transformers_pipeline_alone_answers_as_the_trained_model(trained: Path, exported: Path, tmp_path: Path) -> None:
-    code = """
-from transformers import pipeline
-folder, picture, texts = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-found = pipeline("zero-shot-image-classification", model=folder)(picture, candidate_labels=texts, hypothesis_template="{}")
-print(json.dumps({row["label"]: row["score"] for row in found}))
-"""
-    path = picture(tmp_path)
-    scores = alone(code, str(exported), str(path), json.dumps(TEXTS))
+@pytest.fixture(scope="module")
+def alone(exported: Path, picture: Path) -> dict[str, Any]:
+    """What the other libraries alone say of the folder."""
+    command = [sys.executable, "-I", "-c", ALONE, str(exported), str(picture), json.dumps(TEXTS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    answers: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answers
+
+
+def test_transformers_pipeline_alone_answers_as_the_trained_model(trained: Path, picture: Path, alone: dict[str, Any]) -> None:
+    scores = alone["pipeline"]
     model, tokenizer = load_model(trained)
     with torch.inference_mode():
-        image = torch.nn.functional.normalize(model.encode_image(pixel_values([Image.open(path)], 48)), dim=-1)
+        image = torch.nn.functional.normalize(model.encode_image(pixel_values([Image.open(picture)], 48)), dim=-1)
         text = torch.nn.functional.normalize(model.encode_text(token_ids(tokenizer, TEXTS)), dim=-1)
         expected = torch.sigmoid(image @ text.T * model.logit_scale.exp() + model.logit_bias)[0]
     assert [scores[text] for text in TEXTS] == pytest.approx(expected.tolist(), abs=1e-5, rel=1e-4)
     assert len({round(score, 7) for score in scores.values()}) == 3
 
 
-def test_siglip_classes_alone_load_every_weight(exported: Path) -> None:
-    code = """
-from transformers import AutoProcessor, AutoTokenizer, SiglipModel, SiglipProcessor
-model, info = SiglipModel.from_pretrained(sys.argv[1], output_loading_info=True)
-processor, auto = SiglipProcessor.from_pretrained(sys.argv[1]), AutoProcessor.from_pretrained(sys.argv[1])
-assert type(auto) is SiglipProcessor
-ids = AutoTokenizer.from_pretrained(sys.argv[1])("a red sphere", padding="max_length")["input_ids"]
-assert processor.tokenizer("a red sphere", padding="max_length")["input_ids"] == ids
-print(json.dumps([sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")] + [len(ids)]))
-"""
-    assert alone(code, str(exported)) == [[], [], [], 64]
+def test_siglip_classes_alone_load_every_weight(alone: dict[str, Any]) -> None:
+    assert alone["loading"] == [[], [], []]
+    assert alone["processor"] == "SiglipProcessor"
+    first, *others = alone["ids"]
+    assert len(first) == 64
+    assert all(ids == first for ids in others)
 
 
-def test_timm_alone_answers_as_the_trained_backbone(trained: Path, exported: Path, tmp_path: Path) -> None:
-    code = """
-import timm, torch
-from PIL import Image
-model = timm.create_model("local-dir:" + sys.argv[1], pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
-with torch.inference_mode():
-    print(json.dumps(model(transform(Image.open(sys.argv[2]))[None])[0].tolist()))
-"""
-    path = tmp_path / "square.png"  # of the model's size, since timm resizes with PIL and SigLIP's processor with torchvision
-    Image.fromarray(np.random.default_rng(1).integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(path)
-    found = alone(code, str(exported / "timm"), str(path))
+def test_timm_alone_answers_as_the_trained_backbone(trained: Path, picture: Path, alone: dict[str, Any]) -> None:
     with torch.inference_mode():
-        expected = load_model(trained)[0].encode_image(pixel_values([Image.open(path)], 48))[0]
-    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5 * float(expected.abs().max()))
+        expected = load_model(trained)[0].encode_image(pixel_values([Image.open(picture).crop((0, 0, 48, 48))], 48))[0]
+    np.testing.assert_allclose(alone["timm"], expected.numpy(), atol=1e-5 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize(
