@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, Field
+import re
+
+from pydantic import BaseModel, Field, field_validator
+
+_SECRET = re.compile(r"secret|token|password|access_key|account_key", re.IGNORECASE)
 
 
 class TableConfig(BaseModel, frozen=True, extra="forbid"):
@@ -16,3 +20,14 @@ class TableConfig(BaseModel, frozen=True, extra="forbid"):
         default_factory=dict,
         description="for object stores, in Lance's words: aws_endpoint, aws_region, …; leave keys and secrets to the environment",
     )
+
+    @field_validator("storage_options")
+    @classmethod
+    def _no_secrets(cls, options: dict[str, str]) -> dict[str, str]:
+        for name in options:
+            if _SECRET.search(name):
+                raise ValueError(
+                    f"{name} is a credential: a configuration is written to the run folder and to MLflow; set it in the environment instead "
+                    "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, …)"
+                )
+        return options

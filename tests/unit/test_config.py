@@ -75,6 +75,7 @@ def test_null_turns_a_stage_part_off() -> None:
         ({"train.steps": "many"}, ["train.steps", "integer", "'many'"]),
         ({"train.steps": -1}, ["train.steps", "greater"]),
         ({"sources": []}, ["sources"]),
+        ({"table.storage_options": {"aws_secret_access_key": "x"}}, ["aws_secret_access_key is a credential", "environment"]),
         ({"label.accept": "yes"}, ["label.accept", "'gate'", "'immediate'"]),
     ],
 )
