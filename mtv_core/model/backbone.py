@@ -24,18 +24,34 @@ def make_backbone(config: ModelConfig) -> VisionTransformer:
     arguments = {"img_size": config.image_size, "num_classes": 0, "pretrained": False} | config.backbone_args
     if arguments["img_size"] != config.image_size:
         raise ValueError("the size of pictures is model.image_size; leave img_size out of model.backbone_args")
+    if not config.backbone.startswith("vit_"):
+        raise ValueError(f"model.backbone {config.backbone!r} is no vision transformer of timm's; take a `vit_*`")
     try:
         # Crops have sizes of their own: positions are interpolated where a picture is not image_size.
         backbone = timm.create_model(config.backbone, dynamic_img_size=True, **arguments)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"timm cannot make model.backbone {config.backbone!r} with {arguments}: {error}") from error
     if not isinstance(backbone, VisionTransformer):
-        raise ValueError(f"model.backbone {config.backbone!r} is a {type(backbone).__name__}; take a timm VisionTransformer, `vit_*`")
+        raise ValueError(f"model.backbone {config.backbone!r} is a {type(backbone).__name__}; take a plain `vit_*`")
     if config.image_size % backbone.patch_embed.patch_size[0]:
         raise ValueError(
             f"model.image_size ({config.image_size}) must be a multiple of the patch size ({backbone.patch_embed.patch_size[0]})"
         )
+    if config.positions == "sincos":
+        _start_from_sincos(backbone)
     return backbone
+
+
+def _start_from_sincos(backbone: VisionTransformer) -> None:
+    """Sines and cosines of row and column (Vaswani's frequencies, half of the width each), at the size that patches start with."""
+    grid, width = backbone.patch_embed.grid_size[0], backbone.embed_dim
+    if width % 4 or backbone.pos_embed is None or backbone.pos_embed.shape[1] != grid * grid:
+        raise ValueError("model.positions: sincos needs a backbone with learned positions of patches alone and a width that 4 divides")
+    angles = torch.arange(grid)[:, None] / 10000.0 ** (torch.arange(width // 4) / (width // 4))
+    place = torch.cat([angles.sin(), angles.cos()], dim=1)  # [grid, width / 2]
+    both = torch.cat([place[:, None].expand(-1, grid, -1), place[None].expand(grid, -1, -1)], dim=-1)
+    with torch.no_grad():
+        backbone.pos_embed.copy_(0.3 * both.reshape(1, grid * grid, width))
 
 
 def tokens(

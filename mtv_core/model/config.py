@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -30,6 +30,10 @@ class ModelConfig(BaseModel, frozen=True, extra="forbid"):
         default_factory=dict, description="what timm is to change in it: patch_size, embed_dim, depth, num_heads, weight_init, …"
     )
     image_size: int = Field(224, ge=16, description="side of the square the model sees, px; a multiple of the patch size")
+    positions: Literal["random", "sincos"] = Field(
+        "random",
+        description="what learned positions start from; sincos (of ViT-S baselines, MoCo v3) tells places apart from the first step",
+    )
     text: TextConfig = Field(default_factory=TextConfig, description="the text tower; it projects to the backbone's width")
     tokenizer: str = Field(
         "blocks:tokenizer", description="folder of a saved tokenizer, hub id, or 'blocks:tokenizer'; pads to 64 without a mask"

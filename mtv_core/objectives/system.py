@@ -115,7 +115,7 @@ class ObjectiveSystem(nn.Module):
         )
 
     def _look(self, batch: Batch) -> Views:
-        """Every tower once for every size of picture: the clean view and the masked global crops go through together."""
+        """Every tower once for every size of picture: masked global crops go through together with the clean view if they have its size."""
         views, model, prefix = (
             Views(log_scale=self.model.logit_scale, bias=self.model.logit_bias),
             self.model,
@@ -125,24 +125,28 @@ class ObjectiveSystem(nn.Module):
         G, B, V = len(batch.global_crops), len(batch), len(batch.local_crops)
         kept: dict[int, Tensor] = {}
         layers = cast(Depth, self.objectives["depth"]).layers if "depth" in self.objectives else ()
-        whole = [batch.pixels] * clean + [batch.global_crops.flatten(0, 1)] * crops
-        mask = None
-        if "masked" in self.objectives:
-            hidden = batch.masks.flatten(0, 1)
-            mask = torch.cat([hidden.new_zeros(B, hidden.shape[1]), hidden]) if clean else hidden
-        x = tokens(
-            model.backbone,
-            torch.cat(whole),
-            None if mask is None else (mask, cast(MaskedPatches, self.objectives["masked"]).mask_token),
-            (layers, kept),
-        )
-        if clean:
-            views.patches = x[:B, prefix:]
-            views.image = pool(model.backbone, x[:B]) if "image" in self.needs else None
+        token = cast(MaskedPatches, self.objectives["masked"]).mask_token if "masked" in self.objectives else None
+
+        def student(pixels: Tensor, hidden: Tensor) -> Tensor:
+            return tokens(model.backbone, pixels, None if token is None else (hidden, token), (layers, kept))
+
+        clean_x = crops_x = None
+        if clean and crops and batch.pixels.shape[-1] == batch.global_crops.shape[-1]:
+            whole, masks = torch.cat([batch.pixels, batch.global_crops.flatten(0, 1)]), batch.masks.flatten(0, 1)
+            clean_x, crops_x = student(whole, torch.cat([masks.new_zeros(B, masks.shape[1]), masks])).split([B, G * B])
+        else:
+            # Crops first: what is kept of the layers must be the clean view's.
+            if crops:
+                crops_x = student(batch.global_crops.flatten(0, 1), batch.masks.flatten(0, 1))
+            if clean:
+                clean_x = tokens(model.backbone, batch.pixels, keep=(layers, kept))
+        if clean_x is not None:
+            views.patches = clean_x[:, prefix:]
+            views.image = pool(model.backbone, clean_x) if "image" in self.needs else None
             views.layers = [kept[layer][:B, prefix:] for layer in layers]
-        if crops:
-            views.global_patches = x[-G * B :, prefix:].unflatten(0, (G, B))
-            views.global_pooled = pool(model.backbone, x[-G * B :]).unflatten(0, (G, B)) if "global_pooled" in self.needs else None
+        if crops_x is not None:
+            views.global_patches = crops_x[:, prefix:].unflatten(0, (G, B))
+            views.global_pooled = pool(model.backbone, crops_x).unflatten(0, (G, B)) if "global_pooled" in self.needs else None
         if V and "local_pooled" in self.needs:
             views.local_pooled = pool(model.backbone, tokens(model.backbone, batch.local_crops.flatten(0, 1))).unflatten(0, (V, B))
         if "backbone" in self.teacher:

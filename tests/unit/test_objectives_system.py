@@ -1,0 +1,235 @@
+"""All objectives in one forward: against each on its own, masked labels, the teacher, and two ranks against one."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import socket
+from pathlib import Path
+
+import objectives_cases as cases
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from mtv_core.objectives.base import Views
+from mtv_core.objectives.config import ObjectivesConfig
+from mtv_core.objectives.system import ObjectiveSystem
+
+NAMES = ("contrastive", "distillation", "masked", "grounding", "depth")
+
+
+def system(config: ObjectivesConfig | None = None) -> ObjectiveSystem:
+    made = ObjectiveSystem(cases.model(), config or cases.config())
+    torch.manual_seed(5)
+    with torch.no_grad():  # so that the teacher is not the student
+        for parameter in made.teacher.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    return made.double()
+
+
+def gradients(made: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in made.named_parameters() if p.grad is not None}
+
+
+def test_the_shared_forward_is_that_of_each_view_alone() -> None:
+    made, batch = system(), cases.batch()
+    views = made._look(batch)
+    model, token = made.model, made.objectives["masked"].mask_token
+    same = {
+        "image": (views.image, model.encode_image(batch.pixels)),
+        "patches": (views.patches, model.patch_features(batch.pixels)),
+        "layer": (views.layers[0], model.patch_features(batch.pixels, [0])[0]),
+        "text": (views.text, model.encode_text(batch.text_ids)),
+        "phrases": (views.phrases, model.encode_text(batch.phrase_ids)),
+        "local": (views.local_pooled[1], model.encode_image(batch.local_crops[1])),
+        "masked": (views.global_patches[1], model.tokens(batch.global_crops[1], (batch.masks[1], token))),
+    }
+    for name, (found, expected) in same.items():
+        assert torch.allclose(found, expected, atol=1e-10), name
+    blind = model.tokens(batch.global_crops[0] * 0, (torch.ones_like(batch.masks[0]), token))
+    assert torch.allclose(blind, model.tokens(batch.global_crops[0], (torch.ones_like(batch.masks[0]), token))), "a hidden patch is seen"
+
+
+def test_global_crops_may_have_a_size_of_their_own() -> None:
+    made, batch = system(), cases.batch()
+    batch.global_crops, batch.masks = batch.global_crops[..., :16, :16], batch.masks[..., :4]
+    views = made._look(batch)
+    token = made.objectives["masked"].mask_token
+    assert torch.allclose(views.layers[0], made.model.patch_features(batch.pixels, [0])[0], atol=1e-10)
+    assert torch.allclose(views.patches, made.model.patch_features(batch.pixels), atol=1e-10)
+    assert torch.allclose(views.global_patches[1], made.model.tokens(batch.global_crops[1], (batch.masks[1], token)), atol=1e-10)
+    made(batch)["loss"].backward()
+    assert [name for name, p in made.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_the_loss_is_the_weighted_sum() -> None:
+    out = system()(cases.batch())
+    assert tuple(out["losses"]) == NAMES
+    weights = {"contrastive": 1.0, "distillation": 0.5, "masked": 0.7, "grounding": 0.9, "depth": 0.3}
+    assert out["loss"].item() == pytest.approx(sum(weights[name] * value.item() for name, value in out["losses"].items()))
+
+
+@pytest.mark.parametrize("on", [c for n in (1, 2, 5) for c in itertools.combinations(NAMES, n)], ids="-".join)
+def test_every_trained_parameter_gets_a_gradient(on: tuple[str, ...]) -> None:
+    """What DDP needs; also without a single label."""
+    made = system(cases.config().model_copy(update={name: None for name in NAMES if name not in on}))
+    batch = cases.batch()
+    batch.box_valid[:], batch.depth_valid[:], batch.masks[:] = False, False, False
+    made(batch)["loss"].backward()
+    assert [name for name, p in made.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert all(grad.isfinite().all() for grad in gradients(made).values())
+
+
+def test_labels_that_are_not_valid_change_nothing() -> None:
+    made, batch = system(), cases.batch()
+    losses, before = made(batch), copy.deepcopy(made)
+    losses["loss"].backward()
+    other = copy.deepcopy(batch)
+    other.boxes[~batch.box_valid] = 0.5
+    other.phrase_index[~batch.box_valid] = 0
+    other.depth[~batch.depth_valid] = 1e6
+    again = before(other)
+    again["loss"].backward()
+    assert {k: v.item() for k, v in again["losses"].items()} == pytest.approx({k: v.item() for k, v in losses["losses"].items()})
+    for name, grad in gradients(before).items():
+        assert torch.allclose(grad, gradients(made)[name], atol=1e-10), name
+    assert losses["metrics"]["grounding/coverage"] == batch.box_valid.any(1).float().mean()
+    assert losses["metrics"]["depth/coverage"] == 0.75
+
+
+def test_the_same_caption_is_no_negative() -> None:
+    made, batch = system(), cases.batch()
+    batch.text_ids[1] = batch.text_ids[0]
+    views = made._look(batch)
+    apart = made.objectives["contrastive"](views, batch, {}).value
+    scores = torch.nn.functional.normalize(views.image) @ torch.nn.functional.normalize(views.text).T * views.log_scale.exp() + views.bias
+    signs = torch.eye(4) * 2 - 1
+    signs[0, 1] = signs[1, 0] = 0
+    expected = -(torch.nn.functional.logsigmoid(signs * scores) * signs.abs()).sum(1).mean()
+    assert apart.item() == pytest.approx(expected.item())
+
+
+def test_grounding_is_the_sum_over_regions_and_phrases() -> None:
+    made, batch = system(), cases.batch()
+    batch.phrase_ids[1] = batch.phrase_ids[0]
+    grounding, views = made.objectives["grounding"], made._look(batch)
+    regions = torch.nn.functional.normalize(grounding.prompter(views.patches, batch.boxes), dim=-1)
+    phrases = torch.nn.functional.normalize(views.phrases, dim=-1)
+    valid = batch.box_valid.nonzero().tolist()
+    words = [set(row.tolist()) for row in batch.phrase_ids]
+    total = torch.zeros(())
+    for b, k in valid:
+        own = batch.phrase_index[b, k]
+        for c, j in valid:
+            other = batch.phrase_index[c, j]
+            close = words[own] <= words[other] or words[own] >= words[other] or (phrases[own] @ phrases[other]).item() > 0.9
+            if (b, k) != (c, j) and close:
+                continue
+            logit = grounding.log_scale.exp() * (regions[b, k] @ phrases[other]) + grounding.bias
+            total = total - torch.nn.functional.logsigmoid(logit if (b, k) == (c, j) else -logit)
+    assert grounding(views, batch, {}).value.item() == pytest.approx((total / len(valid)).item())
+
+
+def test_distillation_leaves_out_a_crop_against_itself() -> None:
+    made, batch = system(), cases.batch()
+    objective, views = made.objectives["distillation"], made._look(batch)
+    config, heads = objective.config, made.teacher["distillation"]
+    from mtv_core.objectives.distillation import cross_entropy, koleo, sinkhorn
+
+    target = sinkhorn(heads["head"](views.teacher_pooled).flatten(0, 1), config.teacher_temperature, 3).unflatten(0, (2, -1))
+    students = [views.global_pooled[0], views.global_pooled[1], views.local_pooled[0], views.local_pooled[1]]
+    terms = [
+        cross_entropy(objective.head(x), target[t], config.student_temperature).mean()
+        for s, x in enumerate(students)
+        for t in (0, 1)
+        if s != t
+    ]
+    expected = sum(terms) / 6 + 0.1 * (koleo(students[0]) + koleo(students[1])) / 2
+    assert objective(views, batch, heads).value.item() == pytest.approx(expected.item())
+
+
+def test_one_global_crop_and_no_local_one_is_refused() -> None:
+    batch = cases.batch()
+    batch.global_crops, batch.local_crops, batch.masks = batch.global_crops[:1], batch.local_crops[:0], batch.masks[:1]
+    with pytest.raises(ValueError, match="at least two global crops, or local crops"):
+        system()(batch)
+
+
+def test_the_teacher_is_the_moving_average() -> None:
+    made = system()
+    before = {name: p.clone() for name, p in made.teacher.named_parameters()}
+    made.update_teacher()
+    student = {f"backbone.{n}": p for n, p in made.model.backbone.named_parameters()}
+    student |= {f"{o}.head.{n}": p for o in ("distillation", "masked") for n, p in made.objectives[o].head.named_parameters()}
+    assert set(before) == set(student)
+    for name, parameter in made.teacher.named_parameters():
+        assert torch.allclose(parameter, 0.9 * before[name] + 0.1 * student[name]), name
+    assert not any(p.requires_grad for p in made.teacher.parameters())
+    assert not made.train().teacher.training
+
+
+def test_a_teacher_is_made_only_for_who_needs_it() -> None:
+    made = system(cases.config().model_copy(update={"distillation": None, "masked": None}))
+    assert list(made.teacher.parameters()) == []
+    made.update_teacher()
+    assert made._look(cases.batch()).teacher_pooled is None
+
+
+def test_losses_fall_when_one_batch_is_learnt() -> None:
+    made, batch = system(), cases.batch()
+    optimiser = torch.optim.AdamW([p for p in made.parameters() if p.requires_grad], lr=3e-3)
+    first = made(batch)["losses"]
+    for _ in range(40):
+        optimiser.zero_grad()
+        made(batch)["loss"].backward()
+        optimiser.step()
+        made.update_teacher()
+    for name, value in made(batch)["losses"].items():
+        assert value < 0.95 * first[name], name
+
+
+def test_views_hold_only_what_is_asked_for() -> None:
+    made = system(cases.config().model_copy(update={name: None for name in NAMES if name != "depth"}))
+    views: Views = made._look(cases.batch())
+    assert views.image is None
+    assert views.text is None
+    assert len(views.layers) == 2
+
+
+def one_rank_of(rank: int, world: int, port: int, folder: str) -> None:
+    """Under DDP, on this rank's slice: losses and metrics averaged over ranks, gradients as DDP leaves them."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    made = system()
+    wrapped = DistributedDataParallel(made)  # kept: its hooks live as long as it does
+    out = wrapped(cases.part(cases.batch(), rank, world))
+    out["loss"].backward()
+    values = {**out["losses"], **out["metrics"], "loss": out["loss"].detach()}
+    for value in values.values():
+        dist.all_reduce(value)
+        value /= world
+    if rank == 0:
+        torch.save({"values": values, "gradients": gradients(made)}, f"{folder}/ranks.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_are_one_rank(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(one_rank_of, args=(2, port, str(tmp_path)), nprocs=2)
+    ranks = torch.load(tmp_path / "ranks.pt")
+    made = system()
+    out = made(cases.batch())
+    out["loss"].backward()
+    # How evenly a batch spreads is not a mean over samples: each rank says it of its own.
+    expected = {**out["losses"], **{k: v for k, v in out["metrics"].items() if "spread" not in k}, "loss": out["loss"].detach()}
+    for name, value in expected.items():
+        assert ranks["values"][name].item() == pytest.approx(value.item(), rel=1e-6), name
+    single = gradients(made)
+    assert set(single) == set(ranks["gradients"])
+    for name, grad in single.items():
+        assert torch.allclose(ranks["gradients"][name], grad, rtol=1e-6, atol=1e-9), name
