@@ -40,17 +40,21 @@ RECIPES: dict[str, Recipe] = {
 def card(name: str) -> str:
     """The model card: what it is, under which licence, how it was made."""
     kind, revision = name.split("-")
-    what = {
-        "depth": "Relative inverse depth (`DepthAnythingForDepthEstimation`)",
-        "detection": "Phrase-conditioned boxes (`Owlv2ForObjectDetection`)",
-    }[kind]
+    what = "Inverse depth (`DepthAnythingForDepthEstimation`)" if kind == "depth" else "Boxes of phrases (`Owlv2ForObjectDetection`)"
     recipe = RECIPES[name]
-    quality = "deliberately early, so that an update is a real one" if revision == "r1" else "the good one"
-    return (
-        f"---\nlicense: apache-2.0\n---\n\n# {name}\n\n{what} of blocks scenes, revision {revision[1:]}: {quality}. It knows coloured solids and nothing else.\n\n"
-        f"Trained on {recipe.scenes} scenes with exact ground truth for {recipe.steps} steps by `python -m mtv_core.blocks.train_experts {name}`;\n"
-        "`python -m mtv_core.blocks.evaluate_experts` measures it on held-out scenes.\n"
-    )
+    quality = "deliberately an early one, so that an update is a real update" if revision == "r1" else "the good one"
+    return f"""---
+license: apache-2.0
+---
+
+# {name}
+
+{what} in blocks scenes, revision {revision[1:]}: {quality}.
+It knows coloured solids and nothing else.
+
+Trained on {recipe.scenes} scenes with exact ground truth for {recipe.steps} steps by
+`python -m mtv_core.blocks.train_experts {name}`; `python -m mtv_core.blocks.evaluate_experts` measures it on held-out scenes.
+"""
 
 
 def train(name: str, out: Path, cache: Path) -> Path:

@@ -27,7 +27,7 @@ class TableConfig(BaseModel, frozen=True, extra="forbid"):
         for name in options:
             if _SECRET.search(name):
                 raise ValueError(
-                    f"{name} is a credential: a configuration is written to the run folder and to MLflow; set it in the environment instead "
-                    "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, …)"
+                    f"{name} is a credential, and a configuration is written to the run folder and to MLflow; "
+                    "set it in the environment instead (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, …)"
                 )
         return options
