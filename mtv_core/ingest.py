@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,20 +21,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from mtv_core.data import samples
 from mtv_core.data.dedup import CANDIDATES, Fate, decide
-from mtv_core.data.sources import ShardRef, SourceConfig, expand, read
+from mtv_core.data.sources import ShardRef, SourceConfig, expand
 from mtv_core.executor import Executor, Outcome, Progress, silent
 from mtv_core.faults import fault_point
 from mtv_core.ingest_config import IngestConfig
+from mtv_core.ingest_shard import STAGE, ShardJob, SourceError, stage_shard
 from mtv_core.report import Reject, RejectClass, StageReport
 from mtv_core.store import staging
 from mtv_core.store.dataset import explain
 from mtv_core.store.ledger import LedgerEntry
-from mtv_core.store.staging import Piece, ShardWriter, StagedShard, TargetError
+from mtv_core.store.staging import Piece, StagedShard, TargetError
 from mtv_core.store.table import Table
-
-STAGE = "ingest"
 
 
 @dataclass(frozen=True)
@@ -45,20 +42,6 @@ class IngestResult:
     version: int
     rows: int  # in the whole table
     report: StageReport
-
-
-class SourceError(OSError):
-    """A shard cannot be read now; nothing is known of its data."""
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One shard to stage."""
-
-    table_uri: str
-    shard: ShardRef
-    config: IngestConfig
-    storage_options: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -189,7 +172,7 @@ def _stage_all(
     pending: list[ShardRef], table: Table, config: IngestConfig, executor: Executor, progress: Progress
 ) -> tuple[dict[str, StagedShard], list[Reject]]:
     """Staged shards by id, and a refusal of each that could not be read."""
-    jobs = [_Job(table.uri, shard, config, table.storage_options) for shard in pending]
+    jobs = [ShardJob(table.uri, shard, config, table.storage_options) for shard in pending]
     staged: dict[str, StagedShard] = {}
     failed: list[Reject] = []
     last: Exception | None = None
@@ -208,7 +191,7 @@ def _stage_all(
     return staged, failed
 
 
-def _failure(outcome: Outcome[_Job, StagedShard], revision: str) -> Reject:
+def _failure(outcome: Outcome[ShardJob, StagedShard], revision: str) -> Reject:
     """The refusal of a shard that is not in the ledger: the next ingest tries it again, and takes the refusal back if it succeeds."""
     shard = outcome.item.shard
     if outcome.killed:
@@ -227,80 +210,6 @@ def _failure(outcome: Outcome[_Job, StagedShard], revision: str) -> Reject:
         message=f"{message} (the next ingest tries again)",
         revision=revision,
     )
-
-
-def stage_shard(job: _Job) -> StagedShard:
-    """Read one shard and stage its rows. For workers. Staged already, it is not opened."""
-    table = Table.create_or_open(job.table_uri, job.storage_options)
-    revision, shard = job.config.revision(), job.shard
-    known = staging.staged_shard(table, revision, shard.id)
-    if known is not None:
-        return known
-    started = time.monotonic()
-    rejects: list[Reject] = []
-    rows_in, state = 0, "done"
-    with ShardWriter(table, revision, shard.id) as writer:
-        for found in _samples(job):
-            rows_in += isinstance(found, dict) or bool(found.key)
-            if isinstance(found, dict):
-                writer.add(found)
-                continue
-            rejects.append(found.model_copy(update={"revision": revision}))
-            if not found.key:
-                state = "damaged"
-    if not rows_in and state == "done":
-        message = "the shard holds no sample: no file named KEY.jpg, .png or .webp with KEY.txt or KEY.json"
-        rejects.append(
-            Reject(shard=shard.id, key="", location=shard.uri, stage=STAGE, error="EmptyShard", message=message, revision=revision)
-        )
-    staged = StagedShard(
-        shard=shard.id,
-        rows_in=rows_in,
-        rows=writer.num_rows,
-        bytes_written=writer.bytes_written,
-        seconds=time.monotonic() - started,
-        state=state,
-        rejects=rejects,
-    )
-    writer.finish(staged)
-    fault_point("ingest.shard_done")
-    return staged
-
-
-def _samples(job: _Job) -> Iterator[dict[str, object] | Reject]:
-    config, shard = job.config, job.shard
-    received = read(shard, config.max_bytes, job.storage_options)
-    while True:
-        try:
-            raw = next(received, None)
-        except OSError as error:
-            raise SourceError(f"cannot read {shard.uri}: {error.strerror or error}") from error
-        if raw is None:
-            return
-        if isinstance(raw, Reject):
-            yield raw
-            continue
-        try:
-            yield samples.row(
-                raw,
-                shard,
-                max_side=config.max_side,
-                quality=config.quality,
-                max_pixels=config.max_pixels,
-                held_out=config.held_out,
-            )
-        except MemoryError:
-            raise
-        except Exception as error:  # a mistake of ours costs one sample, and says so
-            yield Reject(
-                shard=shard.id,
-                key=raw.key,
-                location=f"{shard.uri}#{raw.key}",
-                stage=STAGE,
-                reject_class=RejectClass.BUG,
-                error=type(error).__name__,
-                message=str(error),
-            )
 
 
 # Phase two: one committer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mtv_core.blocks.shards import materialise
-from mtv_core.data.sources import expand
+from mtv_core.data.sources import expand, source_name
 from mtv_core.data.sources.config import SourceConfig
 from mtv_core.executor import Executor, Progress
 from mtv_core.report import StageRef
@@ -55,4 +55,5 @@ def _made(source: SourceConfig, executor: Executor, progress: Progress) -> Sourc
     """A source of blocks, drawn and written as ordinary shards; any other as it is."""
     if not source.uri.startswith("blocks://"):
         return source
-    return source.model_copy(update={"uri": materialise(source.uri, home(), executor, progress)})
+    made = materialise(source.uri, home(), executor, progress)
+    return source.model_copy(update={"uri": made, "name": source_name(source)})

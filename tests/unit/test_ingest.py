@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tars import picture, sample, shards, tar
 
-from mtv_core import ingest
+from mtv_core import ingest, ingest_shard
 from mtv_core.data.sources import SourceConfig
 from mtv_core.executor import Outcome, SerialExecutor
 from mtv_core.ingest_config import IngestConfig
@@ -97,7 +97,7 @@ def test_order_of_work_and_cutting_change_no_row(tmp_path: Path) -> None:
 def test_again_opens_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards(tmp_path / "in", 2, 3)
     first = run(tmp_path / "t", tmp_path / "in")
-    monkeypatch.setattr(ingest, "read", lambda *_: pytest.fail("a shard was opened"))
+    monkeypatch.setattr(ingest_shard, "read", lambda *_: pytest.fail("a shard was opened"))
     second = run(tmp_path / "t", tmp_path / "in")
     assert (second.version, second.rows, second.report.rows_out, second.report.rows_skipped) == (first.version, 6, 0, 6)
 
