@@ -82,7 +82,7 @@ def follow(flow_run_id: UUID) -> tuple[str, RunRecord | None]:
                     return str(state.name), record
                 if record is None and asked - began > START and (state is None or not state.is_running()):
                     known = state.name if state else "unknown"
-                    raise RuntimeError(f"no worker took the run up in {START:.0f} s (state: {known}); see `mtv status` and the worker's log")
+                    raise RuntimeError(f"no worker took the run up in {START:.0f} s ({known}); see `mtv status` and the worker's log")
             time.sleep(POLL)
 
 

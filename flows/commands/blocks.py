@@ -26,6 +26,7 @@ def make(
     shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Samples a tar.")] = 500,
     width: Annotated[int, typer.Option("--width", min=32, max=2048, help="Pixels.")] = 96,
     height: Annotated[int, typer.Option("--height", min=32, max=2048, help="Pixels.")] = 96,
+    max_solids: Annotated[int, typer.Option("--max-solids", min=1, max=4, help="Solids in a picture, at most.")] = 4,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes.")] = 1,
 ) -> None:
     """Write webdataset tars of pictures and captions. An interrupted make goes on where it stopped."""
@@ -33,7 +34,7 @@ def make(
     from mtv_core.compute import ComputeConfig
     from tasks.cluster import connect
 
-    config = shards.ShardsConfig(samples=samples, seed=seed, shard_size=shard_size, width=width, height=height)
+    config = shards.ShardsConfig(samples=samples, seed=seed, shard_size=shard_size, width=width, height=height, max_solids=max_solids)
     with bars() as progress:
         bar = Bar(progress, "blocks")
         if workers == 1:

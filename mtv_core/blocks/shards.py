@@ -52,6 +52,7 @@ class ShardsConfig(BaseModel, frozen=True, extra="forbid"):
     shard_size: int = Field(500, ge=1, description="samples a tar")
     width: int = Field(96, ge=32, le=2048, description="px")
     height: int = Field(96, ge=32, le=2048, description="px")
+    max_solids: int = Field(4, ge=1, le=4, description="solids in a picture, at most; fewer make an easier set")
 
     @property
     def num_shards(self) -> int:
@@ -67,22 +68,23 @@ class ShardsConfig(BaseModel, frozen=True, extra="forbid"):
         return hashlib.sha256(self.manifest().encode()).hexdigest()[:16]
 
 
-def truth(seed: int, index: int, width: int = 96, height: int = 96) -> Sample:
+def truth(seed: int, index: int, width: int = 96, height: int = 96, max_solids: int = 4) -> Sample:
     """Scene, picture, ground truth and caption of sample `index` of the set `seed`.
 
-    The `.json` member of each sample in the shards holds these four numbers, so labels can be compared with the truth.
+    The `.json` member of each sample in the shards holds these numbers, so labels can be compared with the truth.
     """
     rng = generator(seed, index)
-    scene = sample_scene(rng, aspect=width / height)
+    scene = sample_scene(rng, aspect=width / height, max_solids=max_solids)
     rendered = render(scene, width=width, height=height)
     return Sample(scene, rendered, caption(scene, rendered, rng))
 
 
 def _members(config: ShardsConfig, index: int) -> Iterator[tuple[str, bytes]]:
-    sample = truth(config.seed, index, config.width, config.height)
+    sample = truth(config.seed, index, config.width, config.height, config.max_solids)
     buffer = io.BytesIO()
     Image.fromarray(sample.rendered.rgb).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    meta = {"seed": config.seed, "index": index, "width": config.width, "height": config.height, "license": LICENSE}
+    meta: dict[str, int | str] = {"seed": config.seed, "index": index, "width": config.width, "height": config.height}
+    meta |= {"max_solids": config.max_solids, "license": LICENSE}
     key = f"{index:09d}"
     yield f"{key}.jpg", buffer.getvalue()
     yield f"{key}.json", json.dumps(meta, sort_keys=True).encode()
@@ -169,7 +171,7 @@ def write_shards(out: Path, samples: int, seed: int, shard_size: int = 500) -> l
 
 
 def parse_uri(uri: str) -> ShardsConfig:
-    """`blocks://NAME?samples=N&seed=S&shard_size=K&width=W&height=H` → config. NAME is for the reader; every parameter has a default.
+    """`blocks://NAME?samples=N&seed=S&…`, with the fields of `ShardsConfig`, → config. NAME is for the reader; every field has a default.
 
     Raises:
         ValueError: it is no such URI, or has an unknown or wrong parameter.

@@ -60,8 +60,8 @@ def test_members_hold_no_label_and_lead_back_to_the_truth(tmp_path: Path) -> Non
         assert {member.mtime for member in tar.getmembers()} == {0}
     assert names == [f"{i:09d}.{kind}" for i in range(3) for kind in ("jpg", "json", "txt")]
     meta = json.loads(content["000000002.json"])
-    assert set(meta) == {"seed", "index", "width", "height", "license"}
-    sample = shards.truth(meta["seed"], meta["index"], meta["width"], meta["height"])
+    assert set(meta) == {"seed", "index", "width", "height", "max_solids", "license"}
+    sample = shards.truth(**{name: meta[name] for name in ("seed", "index", "width", "height", "max_solids")})
     assert content["000000002.txt"].decode() == sample.caption.text
     picture = np.asarray(Image.open(io.BytesIO(content["000000002.jpg"]))).astype(int)
     assert np.abs(picture - sample.rendered.rgb).mean() < 4  # what JPEG loses
