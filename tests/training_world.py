@@ -73,7 +73,7 @@ def tiny_config(**changes: object) -> TrainConfig:
             "text": {"width": 32, "depth": 1, "heads": 2},
         },
         "objectives": {"distillation": {"head": head}, "masked": {"head": head}, "depth": {"width": 16}},
-        "views": {"local_size": 24, "local_crops": 2, "max_boxes": 3, "depth_size": 24},
+        "views": {"global_size": 40, "local_size": 24, "local_crops": 2, "max_boxes": 3, "depth_size": 24},
         "optim": {"lr": 1e-3, "warmup_steps": 2},
         "steps": 10, "global_batch": 8, "log_every": 3, "checkpoint_every": 4, "max_restarts": 0, "device": "cpu", "seed": 3,
     }  # fmt: skip

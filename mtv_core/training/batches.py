@@ -33,13 +33,15 @@ class BatchMaker:
     Args:
         config: of the training.
         tokenizer: of the text tower.
-        grid: patches along a side of a global crop.
+        patch_size: of the backbone, px.
     """
 
-    def __init__(self, config: TrainConfig, tokenizer: PreTrainedTokenizerBase, grid: int) -> None:
-        self.config, self.views, self.grid = config, config.views, grid
+    def __init__(self, config: TrainConfig, tokenizer: PreTrainedTokenizerBase, patch_size: int) -> None:
+        self.config, self.views = config, config.views
         self.tokenizer = tokenizer
         self.size = config.model.image_size
+        self.large = self.views.global_size or self.size
+        self.grid = self.large // patch_size
         self.depth_size = (self.views.depth_size or self.size) if config.objectives.depth is not None else 1
         # Phrases come again and again.
         self._phrase_ids = lru_cache(maxsize=2**16)(lambda phrase: token_ids(tokenizer, [phrase])[0])
@@ -49,7 +51,7 @@ class BatchMaker:
         views, B, K, size = self.views, len(rows), self.views.max_boxes, self.size
         G, V = (views.global_crops, views.local_crops) if self.config.uses_crops else (0, 0)
         pixels = torch.empty(B, 3, size, size, dtype=torch.uint8)
-        large = torch.empty(G, B, 3, size, size, dtype=torch.uint8)
+        large = torch.empty(G, B, 3, self.large, self.large, dtype=torch.uint8)
         small = torch.empty(V, B, 3, views.local_size, views.local_size, dtype=torch.uint8)
         colours = np.empty((B, G + V, 8), np.float32)
         masks = np.zeros((G, B, self.grid**2), bool)
@@ -65,7 +67,9 @@ class BatchMaker:
             pixels[b] = augment.clean_picture(row.image, crop, size)
             captions.append(row.captions[rng.integers(len(row.captions))])
             for g in range(G):
-                large[g, b] = augment.crop_picture(row.image, augment.random_crop(rng, width, height, views.global_scale, views), size)
+                large[g, b] = augment.crop_picture(
+                    row.image, augment.random_crop(rng, width, height, views.global_scale, views), self.large
+                )
                 masks[g, b] = draw_mask(rng, self.grid, self.config.objectives.masked)
             for v in range(V):
                 local = augment.random_crop(rng, width, height, views.local_scale, views)

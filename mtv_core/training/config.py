@@ -30,6 +30,9 @@ class ViewsConfig(BaseModel, frozen=True, extra="forbid"):
     )
     depth_size: int | None = Field(None, ge=8, description="side of the depth target, px; null: that of the clean view")
     global_crops: int = Field(2, ge=1, description="large crops, seen by teacher and student (DINOv2: 2)")
+    global_size: int | None = Field(
+        None, ge=8, description="side of a large crop, px, a multiple of the patch size; null: model.image_size; smaller is cheaper"
+    )
     global_scale: tuple[float, float] = Field((0.32, 1.0), description="share of the area of a global crop (DINOv2)")
     local_crops: int = Field(8, ge=0, description="small crops, seen by the student alone (DINOv2: 8)")
     local_size: int = Field(96, ge=8, description="side of a local crop, px; a multiple of the patch size (DINOv2: 96 of 224)")

@@ -136,10 +136,10 @@ def preflight(job: TrainJob) -> None:
             )
     with torch.device("meta"):
         model, _ = create_model(config.model)
-    if config.uses_crops and config.views.local_crops and config.views.local_size % model.patch_size:
-        raise ValueError(
-            f"train.views.local_size ({config.views.local_size}) must be a multiple of the backbone's patch size ({model.patch_size})"
-        )
+    sizes = {"global_size": config.views.global_size, "local_size": config.views.local_size if config.views.local_crops else None}
+    for name, size in sizes.items():
+        if config.uses_crops and size is not None and size % model.patch_size:
+            raise ValueError(f"train.views.{name} ({size}) must be a multiple of the backbone's patch size ({model.patch_size})")
 
 
 def failure(log: Path, begins: int, status: int) -> str:

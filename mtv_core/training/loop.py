@@ -56,7 +56,7 @@ def train(job: TrainJob, world: World, stop: StopRequest) -> TrainResult:
     state = resume(job, world, system, optimizer)
     loader = Loader(
         View(job.table_uri, job.version, job.storage_options),
-        BatchMaker(config, tokenizer, model.grid),
+        BatchMaker(config, tokenizer, model.patch_size),
         global_batch=config.global_batch,
         seed=config.seed,
         experts=experts_of(config.objectives),

@@ -48,7 +48,7 @@ def row(index: int = 3, epoch: int = 0, size: int = SIZE, **changes: object) -> 
 
 def maker(**changes: object) -> BatchMaker:
     config = tiny_config(**changes)
-    return BatchMaker(config, TOKENIZER, grid=SIZE // 8)
+    return BatchMaker(config, TOKENIZER, patch_size=8)
 
 
 @settings(max_examples=60, deadline=None)
@@ -227,6 +227,13 @@ def test_no_crops_without_an_objective_that_looks_at_them() -> None:
     assert len(batch.global_crops) == len(batch.local_crops) == 0
     assert not batch.box_valid.any()
     assert not batch.depth_valid.any()
+
+
+def test_global_crops_may_be_smaller_and_masks_have_their_grid() -> None:
+    batch = maker(views={**tiny_config().views.model_dump(), "global_size": 32})([row(), row(2)])
+    assert batch.global_crops.shape == (2, 2, 3, 32, 32)
+    assert batch.masks.shape == (2, 2, 16)
+    assert batch.pixels.shape == (2, 3, SIZE, SIZE)
 
 
 def test_configurations_that_cannot_work_are_refused() -> None:

@@ -178,6 +178,7 @@ def test_preflight_refuses_what_cannot_work(tables: dict[str, tuple[str, int, st
         (wanted(bare), r"train.objectives.grounding is on, but no training row .* label of the detection expert; label first"),
         (wanted(bare, objectives=no_grounding), r"train.objectives.depth is on, but no training row .* depth expert"),
         (wanted(labelled, views=views | {"local_size": 20}), "local_size .20. must be a multiple of the backbone's patch size .8."),
+        (wanted(labelled, views=views | {"global_size": 20}), "global_size .20. must be a multiple"),
         (wanted(labelled, model=model | {"image_size": 50}), "image_size .50. must be a multiple of the patch size .8."),
         (wanted(labelled, model=model | {"backbone": "vit_nothing"}), "vit_nothing"),
         (wanted((labelled[0], labelled[1] - 1, labelled[2])), "names version .*, not version"),
