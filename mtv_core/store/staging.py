@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ ROWS = pa.schema([field for field in SAMPLES if field.name != "ingest_id"])
 _INDEX = pa.schema([SAMPLES.field(name) for name in ("uid", "sha256", "key")])
 _BATCH_ROWS = 256
 _BATCH_BYTES = 16 << 20
+_ABANDONED_SECONDS = 600.0
 _LANCE_NAME = re.compile(r"[01]{24}[0-9a-f]{26}\.lance")  # of data files that Lance named, as opposed to ours
 
 
@@ -231,8 +233,12 @@ def clear(table: Table, revision: str, shards: Iterable[str], killed: bool) -> N
 
 
 def _remove_orphans(table: Table) -> None:
-    """Data files of killed ingests: named by Lance, and in no version."""
+    """Data files of killed ingests: named by Lance, and in no version; or not even finished, and untouched for a while."""
     folder = Path(table.samples_uri) / "data"
+    for path in folder.glob(".tmp*"):  # Lance writes here and renames; labelling may be doing so right now
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                path.unlink()
     unknown = {path.name for path in folder.glob("*.lance") if _LANCE_NAME.fullmatch(path.name)}
     for version in reversed(table.dataset().versions()):
         if not unknown:

@@ -285,6 +285,19 @@ class TestTarget:
         assert len(rows(tmp_path / "t")) == 3
 
 
+def test_what_killed_runs_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    shards(tmp_path / "in", 1, 3)
+    run(tmp_path / "t", tmp_path / "in")
+    data = tmp_path / "t" / "samples.lance" / "data"
+    [published] = data.iterdir()
+    for name in ("0" * 24 + "a" * 26 + ".lance", "label-depth-r1-1-0-aa.lance", ".tmpOLD", ".tmpNEW"):
+        (data / name).write_bytes(b"")
+    os.utime(data / ".tmpOLD", (1, 1))
+    (tmp_path / "t" / "_staging" / "ingest" / "0123").mkdir(parents=True)
+    run(tmp_path / "t", tmp_path / "in")
+    assert {path.name for path in data.iterdir()} == {published.name, "label-depth-r1-1-0-aa.lance", ".tmpNEW"}
+
+
 def test_nothing_is_left_in_staging(tmp_path: Path) -> None:
     shards(tmp_path / "in", 2, 3)
     run(tmp_path / "t", tmp_path / "in")
