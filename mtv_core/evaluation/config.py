@@ -29,7 +29,7 @@ class EvaluateConfig(BaseModel, frozen=True, extra="forbid"):
         True, description="measure the untrained weights of the same architecture too, so that gains have something to beat"
     )
     batch_size: int = Field(64, ge=1, description="pictures or texts that go through the model together; changes no result")
-    threads: int = Field(2, ge=1, description="threads of torch; evaluation runs in one process")
+    threads: int = Field(2, ge=1, description="batches, and seeds of a probe, that are computed at the same time; changes no result")
     examples: int = Field(4, ge=1, le=16, description="pictures shown in the figures of probes and retrieval")
 
     @field_validator("protocols")

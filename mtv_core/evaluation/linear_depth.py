@@ -57,8 +57,8 @@ class LinearDepth:
     name = "depth_probe"
     compared = {"rmse": False, "abs_rel": False, "delta1": True}  # noqa: RUF012
 
-    def __init__(self, data: Dense, *, seeds: int, steps: int, examples: int = 4) -> None:
-        self.data, self.seeds, self.steps, self.examples = data, seeds, steps, examples
+    def __init__(self, data: Dense, *, seeds: int, steps: int, examples: int = 4, threads: int = 1) -> None:
+        self.data, self.seeds, self.steps, self.examples, self.threads = data, seeds, steps, examples, threads
         self.card = ProtocolCard(
             name="linear depth",
             version=1,
@@ -80,10 +80,10 @@ class LinearDepth:
                 predicted = probe.enlarge(expected_depth(logits, self.data.max_depth), depth.shape[-1])[:, 0]
                 return sig_loss(predicted, depth[chosen], valid[chosen])
 
-            self._heads[encoder.name] = [
-                probe.train(features, BINS, loss, steps=self.steps, lr=LR, weight_decay=WEIGHT_DECAY, seed=seed, dropout=DROPOUT)
-                for seed in range(self.seeds)
-            ]
+            def train_one(seed: int) -> probe.LinearHead:
+                return probe.train(features, BINS, loss, steps=self.steps, lr=LR, weight_decay=WEIGHT_DECAY, seed=seed, dropout=DROPOUT)
+
+            self._heads[encoder.name] = probe.train_seeds(train_one, self.seeds, self.threads)
         return self._heads[encoder.name]
 
     def predict(self, head: probe.LinearHead, features_MggD: Tensor) -> Tensor:

@@ -36,8 +36,8 @@ class LinearSegmentation:
     name = "segmentation_probe"
     compared = {"miou": True, "accuracy": True}  # noqa: RUF012
 
-    def __init__(self, data: Dense, *, seeds: int, steps: int, examples: int = 4) -> None:
-        self.data, self.seeds, self.steps, self.examples = data, seeds, steps, examples
+    def __init__(self, data: Dense, *, seeds: int, steps: int, examples: int = 4, threads: int = 1) -> None:
+        self.data, self.seeds, self.steps, self.examples, self.threads = data, seeds, steps, examples, threads
         self.card = ProtocolCard(
             name="linear segmentation",
             version=1,
@@ -58,12 +58,12 @@ class LinearSegmentation:
             def loss(chosen: Tensor, logits: Tensor) -> Tensor:
                 return nn.functional.cross_entropy(probe.enlarge(logits, targets.shape[-1]), targets[chosen])
 
-            self._heads[encoder.name] = [
-                probe.train(
+            def train_one(seed: int) -> probe.LinearHead:
+                return probe.train(
                     features, len(self.data.classes), loss, steps=self.steps, lr=LR, weight_decay=WEIGHT_DECAY, seed=seed, dropout=DROPOUT
                 )
-                for seed in range(self.seeds)
-            ]
+
+            self._heads[encoder.name] = probe.train_seeds(train_one, self.seeds, self.threads)
         return self._heads[encoder.name]
 
     def predict(self, head: probe.LinearHead, features_MggD: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Shapes: N pictures of side S.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ def summary(bars: Sequence[Bar], path: Path) -> Path:
     columns = min(4, len(bars))
     rows = -(-len(bars) // columns)
     figure = _figure(2.5 * columns, 2.6 * rows + 0.3)
-    panels = figure.subplots(rows, columns, squeeze=False).flat
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, bar in zip(panels, bars, strict=False):
         heights = [bar.trained] + ([] if bar.untrained is None else [bar.untrained])
         errors = [bar.trained_ci, bar.untrained_ci][: len(heights)]
@@ -84,7 +85,7 @@ def summary(bars: Sequence[Bar], path: Path) -> Path:
         axes.set_ylim(0, 1.25 * max(max(h + e for h, e in zip(heights, errors, strict=True)), bar.chance or 0.0, 1e-6))
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-    for axes in list(panels)[len(bars) :]:
+    for axes in panels[len(bars) :]:
         axes.set_visible(False)
     figure.supxlabel("bars are 95 % intervals: over seeds for probes, over pictures elsewhere", fontsize=7)
     return _save(figure, path)
@@ -115,12 +116,12 @@ def retrieved(
 ) -> Path:
     """One row a text: the pictures found first, framed by whether they are right, then the one that was meant."""
     found = max(len(pictures) for _, pictures, _ in rows)
-    figure = _figure(1.5 * (found + 1) + 2.6, 1.55 * len(rows) + 0.3)
-    axes = figure.subplots(len(rows), found + 2, squeeze=False, width_ratios=[1.8, *[1] * (found + 1)])
+    figure = _figure(1.5 * (found + 1) + 1.9, 1.55 * len(rows) + 0.3)
+    axes = figure.subplots(len(rows), found + 2, squeeze=False, width_ratios=[1.3, *[1] * (found + 1)])
     for one in axes.flat:
         _bare(one)
     for row, (text, pictures, meant) in zip(axes, rows, strict=True):
-        row[0].text(0.0, 0.5, text, transform=row[0].transAxes, fontsize=8, va="center", wrap=True)
+        row[0].text(0.0, 0.5, textwrap.fill(text, 26), transform=row[0].transAxes, fontsize=8, va="center")
         for one, (picture, right) in zip(row[1:], pictures, strict=False):
             one.imshow(picture)
             for spine in one.spines.values():

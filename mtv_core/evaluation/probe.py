@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +94,12 @@ def train(
             optimiser.param_groups[0]["lr"] = lr * share_of_lr(step, steps)
             optimiser.step()
     return head.eval().requires_grad_(False)
+
+
+def train_seeds(train_one: Callable[[int], LinearHead], seeds: int, threads: int) -> list[LinearHead]:
+    """`train_one(seed)` for every seed, `threads` at a time: a step is too small to be worth threads inside torch."""
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(train_one, range(seeds)))
 
 
 def thin(maps_MSS: Tensor) -> Tensor:

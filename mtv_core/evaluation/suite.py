@@ -52,7 +52,12 @@ def build(config: EvaluateConfig, home: Path) -> list[Evaluator]:
     """The configured protocols on the embedded benchmark, which is rendered now if it is not there yet."""
     size = config.picture_size
     dense = functools.cache(lambda: blocks.dense(home, train=config.dense_train, val=config.dense_val, size=size))
-    probes: dict[str, int] = {"seeds": config.probe_seeds, "steps": config.probe_steps, "examples": config.examples}
+    probes: dict[str, int] = {
+        "seeds": config.probe_seeds,
+        "steps": config.probe_steps,
+        "examples": config.examples,
+        "threads": config.threads,
+    }
     registry: dict[str, Callable[[], Evaluator]] = {
         "zero_shot": lambda: ZeroShot(blocks.classification(home, per_class=config.per_class, size=size)),
         "retrieval": lambda: Retrieval(blocks.retrieval(home, count=config.retrieval_count, size=size), config.examples),
@@ -97,8 +102,11 @@ def run(
         log.info("%5.1f s  %d of %d: %s", time.perf_counter() - started, done, total, message)
         progress(done, total, message)
 
-    with _threads(config.threads):
-        encoders = {prefix: ModelEncoder(prefix or "trained", *load_model(folder), config.batch_size) for prefix, folder in folders.items()}
+    with _one_thread_inside_torch():
+        encoders = {
+            prefix: ModelEncoder(prefix or "trained", *load_model(folder), config.batch_size, config.threads)
+            for prefix, folder in folders.items()
+        }
         say("rendering the benchmark, the first time only")
         evaluators = build(config, Path(home))
         metrics: dict[str, float] = {}
@@ -202,9 +210,10 @@ def _bars(rows: list[dict[str, Any]]) -> list[plots.Bar]:
 
 
 @contextmanager
-def _threads(number: int) -> Iterator[None]:
+def _one_thread_inside_torch() -> Iterator[None]:
+    """Batches and seeds run side by side instead: operations this small wait for each other's threads, on busy cores for minutes."""
     before = torch.get_num_threads()
-    torch.set_num_threads(number)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
