@@ -44,8 +44,20 @@ def sinusoid(values: Tensor, frequencies: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 
 
+def overlap(boxes_BK4: Tensor, side: int) -> Tensor:
+    """[B, K, side²]: share of each patch that lies in each box, row by row; boxes are xyxy, 0 … 1."""
+    low = torch.arange(side, device=boxes_BK4.device, dtype=boxes_BK4.dtype) / side
+    x1, y1, x2, y2 = boxes_BK4.unsqueeze(-1).unbind(-2)
+    columns = (torch.minimum(low + 1 / side, x2) - torch.maximum(low, x1)).clamp(min=0) * side
+    rows = (torch.minimum(low + 1 / side, y2) - torch.maximum(low, y1)).clamp(min=0) * side
+    return (rows.unsqueeze(-1) * columns.unsqueeze(-2)).flatten(-2)
+
+
 class Prompter(nn.Module):
-    """One cross-attention: a query a box, made of the box alone, looks at the patches (CLOC, who found pooling worse)."""
+    """One cross-attention: a query a box, made of the box alone, looks at the patches (CLOC, who found pooling worse).
+
+    It starts out looking inside the box, by a learnt preference; from scratch it would have to find out first what the numbers mean.
+    """
 
     def __init__(self, width: int, heads: int, frequencies: int = 6) -> None:
         super().__init__()
@@ -54,6 +66,7 @@ class Prompter(nn.Module):
         self.heads, self.frequencies = heads, frequencies
         self.query = nn.Sequential(nn.Linear(8 * frequencies, width), nn.GELU(), nn.Linear(width, width))
         self.place = nn.Linear(4 * frequencies, width)
+        self.inside = nn.Parameter(torch.full((heads,), 4.0))  # e⁴: a patch inside weighs as much as 55 outside
         self.norm = nn.LayerNorm(width)
         self.key, self.value = nn.Linear(width, width), nn.Linear(width, width)
         self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
@@ -73,7 +86,10 @@ class Prompter(nn.Module):
         def split(x: Tensor) -> Tensor:
             return x.view(B, -1, self.heads, D // self.heads).transpose(1, 2)
 
-        attended = F.scaled_dot_product_attention(split(queries_BKD), split(keys_BND), split(self.value(patches_BND)))
+        inside_BhKN = self.inside.view(-1, 1, 1) * overlap(boxes_BK4, side).unsqueeze(1)
+        attended = F.scaled_dot_product_attention(
+            split(queries_BKD), split(keys_BND), split(self.value(patches_BND)), attn_mask=inside_BhKN
+        )
         out: Tensor = self.out(attended.transpose(1, 2).reshape(B, -1, D))
         return out
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from mtv_core.export.convert import refusal
 from mtv_core.model.config import ModelConfig, TextConfig
-from mtv_core.model.heads import DepthHead, Prompter, PrototypeHead, sinusoid
+from mtv_core.model.heads import DepthHead, Prompter, PrototypeHead, overlap, sinusoid
 from mtv_core.model.mtv import MTV, create_model, load_model, load_tokenizer, save_model
 from mtv_core.model.preprocess import token_ids
 
@@ -147,6 +147,14 @@ def test_sinusoid_is_sines_and_cosines() -> None:
     pi = torch.pi
     expected = torch.tensor([[pi / 4, pi / 2], [pi / 2, pi]])
     assert torch.allclose(found, torch.cat([expected.sin(), expected.cos()], dim=-1).flatten()[None], atol=1e-6)
+
+
+def test_overlap_is_the_share_of_a_patch_inside_a_box() -> None:
+    box = torch.tensor([0.1, 0.3, 0.7, 0.9])
+    found = overlap(box[None, None], 4)[0, 0].view(4, 4)
+    fine = (torch.arange(400) + 0.5) / 400
+    inside = ((fine > box[1]) & (fine < box[3]))[:, None] & ((fine > box[0]) & (fine < box[2]))[None]
+    assert torch.allclose(found, inside.float().view(4, 100, 4, 100).mean(dim=(1, 3)), atol=1e-5)
 
 
 def test_a_prompted_region_depends_on_its_box_alone() -> None:
