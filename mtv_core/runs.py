@@ -59,7 +59,9 @@ class RunRecord(BaseModel, extra="forbid"):
     started: datetime = Field(default_factory=lambda: datetime.now(UTC))
     ended: datetime | None = None
     pid: int = Field(default_factory=os.getpid)
-    process_started: float = Field(default_factory=lambda: psutil.Process().create_time(), description="tells the process from a later one of the same pid")
+    process_started: float = Field(
+        default_factory=lambda: psutil.Process().create_time(), description="tells the process from a later one of the same pid"
+    )
     host: str = Field(default_factory=lambda: os.uname().nodename)
     git_commit: str | None = None
     config: dict[str, Any] = Field(default_factory=dict)

@@ -60,8 +60,12 @@ def elsewhere(base: TrainJob, folder: Path, **changes: Any) -> TrainJob:
     return base.model_copy(update={"folder": folder / "run", "config": base.config.model_copy(update=changes)})
 
 
+# The first steps, before any checkpoint, are killed below too, under torchrun.
+FAULTS = ["train.step:7", "train.checkpoint_written:2", "train.checkpoint_published:1", "train.finished"]
+
+
 @pytest.mark.parametrize(
-    "fault", ["train.step:2", "train.step:7", "train.checkpoint_written:2", "train.checkpoint_published:1", "train.finished"]
+    "fault", FAULTS + FULL * ["train.step:1", "train.step:4", "train.checkpoint_written:1", "train.checkpoint_published:3"]
 )
 def test_kill_and_run_again(base: TrainJob, undisturbed: dict[str, Any], tmp_path: Path, fault: str) -> None:
     job = elsewhere(base, tmp_path)
