@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 class Outcome(Generic[Item, Result]):
     """What became of one item: its result, or the exception that stopped it.
 
-    `killed` means that the worker process died of the item again and again (out of memory, segfault), so that trying it once more is no use.
+    `killed` means that the worker process died of the item again and again (out of memory, segfault): trying it once more is no use.
     """
 
     item: Item

@@ -1,7 +1,7 @@
 """Named places at which a test may kill the process: the way to show that a kill leaves nothing half-done.
 
-`MTV_FAULT=staged` ends the process with SIGKILL when it first passes `fault_point("staged")`; `MTV_FAULT=staged:3` when it passes for the third
-time. With `MTV_FAULT_ONCE=<file>` the kill happens only if that file does not exist yet, and makes it: one worker of many, once.
+`MTV_FAULT=staged` ends the process with SIGKILL when it first passes `fault_point("staged")`; `MTV_FAULT=staged:3` when it does for the
+third time. With `MTV_FAULT_ONCE=<file>` the kill happens only if that file does not exist yet, and makes it: one worker of many, once.
 """
 
 from __future__ import annotations

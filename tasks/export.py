@@ -33,9 +33,8 @@ def key(run: Run, trained: StageRef, evaluated: StageRef | None) -> str:
 
 def export(run: Run, key: str, trained: StageRef, evaluated: StageRef | None, progress: Progress) -> StageRef:
     """Write the folder, check that it answers as the trained model does, register it."""
-    from mtv_core.export.model_card import ModelFacts
-
     from mtv_core import export as core
+    from mtv_core.export.model_card import ModelFacts
 
     progress(0, 2, "converting and comparing")
     facts = ModelFacts(
