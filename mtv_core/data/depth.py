@@ -21,7 +21,8 @@ HEADER = struct.Struct("<BBHHff")
 LEVELS = 4094  # the highest code of a value: 12 bits, less one code for "no value"
 INVALID = 4095
 # Measured on made-up maps of 256² (edges, gradients, noise), one core: 40 KB, 0.5 ms to encode, 0.2 ms to decode. Byte shuffling is
-# 20 % larger at level 1; higher levels save 5 % of the bytes for 4 × the time; coding differences to the left halves the bytes and doubles decoding.
+# 20 % larger at level 1; higher levels save 5 % of the bytes for 4 × the time; coding differences to the left halves the bytes and
+# doubles decoding.
 _PARAMETERS = {"typesize": 2, "codec": blosc2.Codec.ZSTD, "clevel": 1, "filters": [blosc2.Filter.BITSHUFFLE], "nthreads": 1}
 
 
