@@ -60,7 +60,9 @@ def follow(flow_run_id: UUID) -> tuple[str, RunRecord | None]:
 
     Raises:
         RuntimeError: no worker picked the run up.
+        ConnectionError: the Prefect server went away.
     """
+    import httpx
     from prefect.client.orchestration import get_client
 
     began = asked = time.monotonic()
@@ -74,7 +76,14 @@ def follow(flow_run_id: UUID) -> tuple[str, RunRecord | None]:
                 show(record, _progress(record.folder))
             if time.monotonic() - asked >= ASK:
                 asked = time.monotonic()
-                state = client.read_flow_run(flow_run_id).state
+                try:
+                    state = client.read_flow_run(flow_run_id).state
+                except httpx.HTTPError as error:
+                    record = _find(flow_run_id, record)
+                    said = f"; run.json says {runs.effective_status(record).value}" if record else ""
+                    raise ConnectionError(
+                        f"the Prefect server stopped answering ({type(error).__name__}){said}. See `mtv status`; the run can be started again"
+                    ) from None
                 if state is not None and state.is_final():
                     record = _find(flow_run_id, record)
                     if record is not None:
