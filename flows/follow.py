@@ -82,7 +82,7 @@ def follow(flow_run_id: UUID) -> tuple[str, RunRecord | None]:
                     record = _find(flow_run_id, record)
                     said = f"; run.json says {runs.effective_status(record).value}" if record else ""
                     raise ConnectionError(
-                        f"the Prefect server stopped answering ({type(error).__name__}){said}. See `mtv status`; the run can be started again"
+                        f"the Prefect server stopped answering ({type(error).__name__}){said}. See `mtv status`; the run can be resumed"
                     ) from None
                 if state is not None and state.is_final():
                     record = _find(flow_run_id, record)
