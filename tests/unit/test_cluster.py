@@ -134,3 +134,15 @@ def test_no_worker_is_left_after_a_signal(number: int, tmp_path: Path) -> None:
         child.wait(30)
         _, alive = psutil.wait_procs(family, timeout=15)
         assert not alive
+
+
+def environment_of(item: str) -> str:
+    return os.environ.get(item, "")
+
+
+def test_the_environment_is_given_back_and_workers_keep_freed_memory() -> None:
+    before = dict(os.environ)
+    with cluster.connect(ComputeConfig(workers=1, memory_limit="1GiB")) as executor:
+        (outcome,) = executor.map(environment_of, ["MALLOC_TRIM_THRESHOLD_"])
+    assert int(outcome.result or 0) >= 1 << 30
+    assert dict(os.environ) == before
