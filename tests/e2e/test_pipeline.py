@@ -43,15 +43,16 @@ class Installation:
 
 @pytest.fixture(scope="module")
 def mtv(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    if (ROOT / "prefect.toml").exists():
-        pytest.skip("services of this checkout are up (prefect.toml exists); `mtv down` first")
     installation = Installation(tmp_path_factory.mktemp("home"))
-    installation("mtv", "up")
+    theirs = (ROOT / "prefect.toml").exists()  # services of this checkout are up: `up` leaves the file alone, so plain `prefect` needs telling
     try:
+        installation("mtv", "up")
+        if theirs:
+            installation.env["PREFECT_API_URL"] = json.loads(installation("mtv", "status", "--json"))["prefect_api"]
         yield installation
     finally:
         installation("mtv", "down")
-        assert not (ROOT / "prefect.toml").exists()
+        assert (ROOT / "prefect.toml").exists() is theirs
 
 
 RUN = ("prefect", "deployment", "run", "mtv/full-pipeline", "--watch", "--param", f"preset={SMOKE}")
