@@ -15,7 +15,7 @@ from mtv_core.runs import RunRecord
 from tasks import tracking
 from tasks.tracking import Tracked
 
-CONFIG = PipelineConfig(sources="blocks://8", table={"storage_options": {"aws_secret_access_key": "hush", "region": "eu"}})
+CONFIG = PipelineConfig(sources="blocks://8", table={"storage_options": {"aws_sse_kms_key_id": "hush", "region": "eu"}})
 LABELLED = StageRef(stage="label", run_id="r1", uri="/data/t.lance", version=7, tag="mtv-0123456789ab", revisions={"depth": "d" * 16})
 
 
@@ -52,7 +52,7 @@ def test_lineage_names_table_version_tag_and_revisions(tracked: Tracked) -> None
 def test_the_configuration_is_there_without_its_credentials(tracked: Tracked) -> None:
     params = tracked.client.get_run(tracked.run_id).data.params
     assert params["train.steps"] == str(CONFIG.train.steps)
-    assert params["table.storage_options.aws_secret_access_key"] == "***"
+    assert params["table.storage_options.aws_sse_kms_key_id"] == "***"
     text = Path(tracked.client.download_artifacts(tracked.run_id, "config.yaml")).read_text()
     assert "hush" not in text
     assert "region: eu" in text
