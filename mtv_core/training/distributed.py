@@ -78,12 +78,34 @@ def join(config: TrainConfig) -> World:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if ranks > 1:
+        timeout = timedelta(seconds=config.collective_timeout)
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            timeout=timedelta(seconds=config.collective_timeout),
+            store=_store(rank, ranks, timeout),
+            rank=rank,
+            world_size=ranks,
+            timeout=timeout,
             device_id=device if device.type == "cuda" else None,
         )
     return World(rank, ranks, device)
+
+
+def _store(rank: int, ranks: int, timeout: timedelta) -> dist.Store:
+    """Where ranks find each other's addresses.
+
+    torchrun's store outlives its ranks, and since torch 2.15 nothing in it tells one restart from the next: ranks that are started again read
+    the addresses of the dead and cannot connect. So each restart has a prefix of its own.
+    """
+    theirs = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        ranks,
+        is_master=rank == 0 and not theirs,
+        timeout=timeout,
+        multi_tenant=not theirs,
+    )
+    return dist.PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 class StopRequest:

@@ -60,11 +60,12 @@ def interrupt_at(step: int, rows: list[dict[str, Any]]) -> Callable[[list[dict[s
 def test_nothing_is_left_when_the_caller_is_interrupted(job: TrainJob, monkeypatch: pytest.MonkeyPatch, hearing: str) -> None:
     stand_in(monkeypatch, AGENT, str(job.folder / "metrics.jsonl"), hearing)
     rows: list[dict[str, Any]] = []
+    before = set(psutil.Process().children(recursive=True))  # of other tests: resource trackers
     with pytest.raises(Interrupted):
         launch.run(job, interrupt_at(2, rows))
     assert [row["step"] for row in rows] == [1, 2]
     assert not alive(rows[0]["pid"])
-    assert not psutil.Process().children(recursive=True)
+    assert not set(psutil.Process().children(recursive=True)) - before
 
 
 def test_deaf_agents_are_killed_after_their_grace() -> None:
