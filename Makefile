@@ -24,7 +24,7 @@ demo: $(STAMP)  ## run the whole pipeline on blocks: local services, real deploy
 	$(BIN)/mtv demo
 
 test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)  ## formatting, lint, types, import directions
 	$(BIN)/ruff format --check .
