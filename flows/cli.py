@@ -7,11 +7,13 @@ import traceback
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 import mtv_core
 from flows.commands import blocks, config, pipeline, runs, services, stages
 from flows.commands.console import err, fail, show_problems
 from mtv_core.config import ConfigError
+from mtv_core.report import plain
 
 app = typer.Typer(
     name="mtv",
@@ -64,26 +66,12 @@ def main() -> None:
         sys.exit(2)
     except (ValueError, OSError, RuntimeError) as error:
         _trace(debug)
-        sys.exit(fail(_message(error)).exit_code)
+        sys.exit(fail(plain(error)).exit_code)
     except Exception as error:
         _trace(debug)
-        err.print(
-            f"[bold red]internal error:[/] {type(error).__name__}: {error}\nThis is a defect of MTV; `mtv --debug …` shows where.",
-            markup=True,
-        )
+        said = escape(f"{type(error).__name__}: {error}")
+        err.print(f"[bold red]internal error:[/] {said}\nThis is a defect of MTV; `mtv --debug …` shows where.")
         sys.exit(70)
-
-
-def _message(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno is not None and error.strerror:
-        place = f": {error.filename}" if error.filename else ""
-        hint = {
-            28: " (free some space, or point MTV_HOME elsewhere)",
-            30: " (point MTV_HOME at a folder you may write)",
-            13: " (check the permissions, or point MTV_HOME elsewhere)",
-        }
-        return f"{error.strerror}{place}{hint.get(error.errno, '')}"
-    return str(error) or type(error).__name__
 
 
 def _trace(debug: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from flows.commands.console import Bar, bars, err
@@ -124,7 +125,7 @@ class _Bars:
             bar = self.bars.setdefault(name, Bar(self.progress, name))
             if stage.status == "running":
                 if state.get("stage") == name:
-                    bar(state["done"], state["total"], state["message"])
+                    bar(state["done"], state["total"], escape(state["message"]))
             else:
                 total = self.progress.tasks[bar.task].total or 1
                 bar(int(total), int(total), _SAID[stage.status])
@@ -145,4 +146,4 @@ class _Lines:
                 self.console.print(f"{name:<9} {'…' if stage.status == 'running' else f'{_SAID[stage.status]} ({stage.seconds:.1f} s)'}")
             elif stage.status == "running" and state.get("stage") == name and time.monotonic() - self.last > QUIET:
                 self.last = time.monotonic()
-                self.console.print(f"{name:<9} {state['done']} of {state['total']}  {state['message']}")
+                self.console.print(f"{name:<9} {state['done']} of {state['total']}  {escape(state['message'])}")

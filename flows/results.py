@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mtv_core.runs import RunRecord
@@ -37,4 +38,4 @@ def show_run(console: Console, record: RunRecord) -> None:
     console.print()
     for name, value in facts.items():
         if value:
-            console.print(f"[bold]{name:<8}[/] {value}")
+            console.print(f"[bold]{name:<8}[/] {escape(value)}")

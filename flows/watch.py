@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from prefect import flow, get_run_logger
 from prefect.events import emit_event
 
 from mtv_core.config import resolve_config, table_uri
 from mtv_core.data.sources.config import SourceConfig
-from mtv_core.labelling_config import LabelConfig
 from mtv_core.store.config import TableConfig
 
 EVENT = "mtv.expert.updated"
@@ -19,9 +16,7 @@ EVENT = "mtv.expert.updated"
 def watch_experts(
     sources: str | list[str | SourceConfig] | None = None,
     table: TableConfig | None = None,
-    label: LabelConfig | None = None,
     preset: str = "demo",
-    overrides: dict[str, Any] | None = None,
 ) -> list[str]:
     """Emit `mtv.expert.updated` for each expert whose current revision is not the one the table accepted. Returns their names.
 
@@ -30,15 +25,13 @@ def watch_experts(
     Args:
         sources: only says which table, when `table.uri` is 'auto'.
         table: which table.
-        label: the experts to look at.
-        preset: values to start from.
-        overrides: dotted key → value.
+        preset: names the experts; the refresh that the event starts uses the same one.
     """
     from mtv_core import labelling
     from mtv_core.store.table import Table
 
     logger = get_run_logger()
-    config = resolve_config(preset, {"sources": sources, "table": table, "label": label}, overrides).config
+    config = resolve_config(preset, {"sources": sources, "table": table}).config
     uri = table_uri(config)
     try:
         accepted = Table.open(uri, config.table.storage_options).accepted()

@@ -87,7 +87,7 @@ def load_preset(name: str) -> dict[str, Any]:
         raise ConfigError([f"there is no preset {name!r}{hint} Presets: {', '.join(presets())}; or give a path that ends in .yaml"])
     try:
         values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path} is not valid YAML: {' '.join(str(error).split())}"]) from None
     if values is None:
         return {}

@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from enum import StrEnum
 
 from pydantic import BaseModel, Field
+
+_HINTS = {
+    errno.ENOSPC: " (free some space, or choose another place: MTV_HOME, table.uri)",
+    errno.EROFS: " (choose a place you may write: MTV_HOME, table.uri)",
+    errno.EACCES: " (check the permissions, or choose another place: MTV_HOME, table.uri)",
+}
+
+
+def plain(error: BaseException) -> str:
+    """What a person has to know of an error, in one line: no number of the operating system's without what to do about it."""
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        place = f": {error.filename}" if error.filename else ""
+        theirs = error.strerror == os.strerror(error.errno)  # else the words are ours and say what to do already
+        return f"{error.strerror}{place}{_HINTS.get(error.errno, '') if theirs else ''}"
+    text = " ".join(str(error).split())
+    return text if text and isinstance(error, (ValueError, OSError, RuntimeError)) else f"{type(error).__name__}: {text}"
 
 
 class RejectClass(StrEnum):

@@ -26,7 +26,9 @@ HEADLINES = (
 
 def key(run: Run, trained: StageRef) -> str:
     """Depends on the model and on the protocols."""
-    return stage_key("evaluate", VERSION, model=trained.uri, config=run.config.evaluate.model_dump(mode="json"))
+    return stage_key(
+        "evaluate", VERSION, model=trained.uri, config=run.config.evaluate.model_dump(mode="json", exclude={"threads", "batch_size"})
+    )
 
 
 def evaluate(run: Run, key: str, trained: StageRef, progress: Progress) -> StageRef:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mtv_core.blocks.shards import materialise
-from mtv_core.data.sources import expand, source_name
+from mtv_core.blocks.shards import materialise, parse_uri
+from mtv_core.data.sources import ShardRef, expand, source_name
 from mtv_core.data.sources.config import SourceConfig
 from mtv_core.executor import Executor, Progress
 from mtv_core.report import StageRef
@@ -15,14 +15,16 @@ from tasks.run import Run, stage_key
 VERSION = 1  # raise it when the same input gives other rows
 
 
+def _shards(run: Run) -> list[ShardRef]:
+    """The shards as they are now; those of blocks are left out, a URI says itself what is in them."""
+    sources = [source for source in run.config.sources if not source.uri.startswith("blocks://")]
+    return [shard for source in sources for shard in expand(source, run.config.table.storage_options)]
+
+
 def key(run: Run) -> str:
     """Depends on the shards as they are now (a new or changed file is a new key), on the table and on how images are read."""
-    shards = []
-    for source in run.config.sources:
-        if source.uri.startswith("blocks://"):
-            shards.append([source.uri, ""])  # says itself what is in it
-        else:
-            shards += [[shard.uri, shard.identity] for shard in expand(source, run.config.table.storage_options)]
+    shards = [[shard.uri, shard.identity] for shard in _shards(run)]
+    shards += [[source.uri, ""] for source in run.config.sources if source.uri.startswith("blocks://")]
     return stage_key("ingest", VERSION, table=run.table, shards=sorted(shards), config=run.config.ingest.model_dump(mode="json"))
 
 
@@ -43,10 +45,29 @@ def ingest(run: Run, key: str, progress: Progress) -> StageRef:
     )
 
 
-def valid(ref: StageRef) -> bool:
-    """Whether the version a reused result points to is still there."""
+def valid(run: Run, ref: StageRef) -> bool:
+    """Whether a reused result is still so: the version is there, and the ledger has every shard.
+
+    A shard that could not be read, or that killed its worker, is not in the ledger: it is tried again.
+    """
     try:
-        return ref.version is not None and Table.open(ref.uri).version_exists(ref.version)
+        table = Table.open(ref.uri, run.config.table.storage_options)
+    except FileNotFoundError:
+        return False
+    if ref.version is None or not table.version_exists(ref.version):
+        return False
+    known = set(table.ledger.uris())
+    made = [source for source in run.config.sources if source.uri.startswith("blocks://")]
+    if any(not _drawn(source, known) for source in made):
+        return False
+    return all(shard.id in known for shard in _shards(run))
+
+
+def _drawn(source: SourceConfig, known: set[str]) -> bool:
+    """Whether the shards of blocks are there and in the ledger."""
+    folder = home() / "blocks" / parse_uri(source.uri).key()
+    try:
+        return all(shard.id in known for shard in expand(source.model_copy(update={"uri": str(folder)})))
     except FileNotFoundError:
         return False
 

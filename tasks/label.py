@@ -27,17 +27,14 @@ def check(config: PipelineConfig) -> None:
 
 
 def key(run: Run, ingested: StageRef) -> str:
-    """Depends on the rows, on what the experts would say now, and on the rule by which a new expert is accepted."""
+    """Depends on the rows, on what the experts would say now, and on what is accepted: a new expert, missing labels."""
     from mtv_core import labelling
 
+    config = run.config.label
     return stage_key(
-        "label",
-        VERSION,
-        table=run.table,
-        version=ingested.version,
-        revisions=labelling.revisions(run.config.label),
-        accept=run.config.label.accept,
-    )
+        "label", VERSION, table=run.table, version=ingested.version, revisions=labelling.revisions(config),
+        accept=config.accept, allow_mixed=config.allow_mixed,
+    )  # fmt: skip
 
 
 def label(run: Run, key: str, progress: Progress) -> StageRef:
@@ -82,10 +79,10 @@ def _ref(run: Run, version: int, tag: str, revisions: dict[str, str]) -> StageRe
     return StageRef(stage="label", run_id=run.run_id, uri=run.table, version=version, tag=tag, revisions=revisions)
 
 
-def valid(ref: StageRef) -> bool:
+def valid(run: Run, ref: StageRef) -> bool:
     """Whether the labels a reused result points to are still the table's latest state: a refresh or new rows supersede them."""
     try:
-        table = Table.open(ref.uri)
+        table = Table.open(ref.uri, run.config.table.storage_options)
     except FileNotFoundError:
         return False
     return table.version == ref.version and ref.tag in table.tags()

@@ -14,7 +14,7 @@ from typing import Any
 from mtv_core import runs
 from mtv_core.config import PipelineConfig, Resolved, digest, table_uri
 from mtv_core.executor import Progress
-from mtv_core.report import StageRef
+from mtv_core.report import StageRef, plain
 from mtv_core.runs import RunRecord, RunStatus, StageRecord
 
 ROOT = Path(__file__).parent.parent
@@ -55,7 +55,7 @@ class Run:
         try:
             ref = work()
         except BaseException as error:
-            stage.status, stage.message = "failed", one_line(error)
+            stage.status, stage.message = "failed", plain(error)
             stage.seconds = time.monotonic() - began
             self.record.save()
             raise
@@ -67,8 +67,8 @@ class Run:
 
     def _absorb(self, ref: StageRef) -> None:
         record = self.record
-        if ref.stage in ("ingest", "label"):
-            record.table.uri, record.table.version, record.table.tag = ref.uri, ref.version, ref.tag
+        if ref.version is not None:
+            record.table.uri, record.table.version, record.table.tag = self.table, ref.version, ref.tag
         if ref.revisions:
             record.experts = dict(ref.revisions)
         record.metrics |= ref.metrics
@@ -99,7 +99,7 @@ def open_run(resolved: Resolved, flow: str) -> Iterator[Run]:
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt) or type(error).__name__ in ("TerminationSignal", "CancelledRun", "SystemExit")
         fresh.status = RunStatus.CANCELLED if stopped else RunStatus.FAILED
-        fresh.message = "stopped from outside" if stopped else one_line(error)
+        fresh.message = "stopped from outside" if stopped else plain(error)
         raise
     else:
         fresh.status = RunStatus.COMPLETED
@@ -138,25 +138,23 @@ def git_commit() -> str | None:
     return head + ("+dirty" if dirty.stdout.strip() else "")
 
 
-def one_line(error: BaseException) -> str:
-    """What a person has to know of an error."""
-    text = " ".join(str(error).split())
-    known = isinstance(error, (ValueError, OSError, RuntimeError)) and text
-    return text if known else f"{type(error).__name__}: {text}"
-
-
 def stage_key(name: str, version: int, /, **inputs: Any) -> str:
     """The key of a stage's result: everything it depends on. The same key, the same result."""
     return f"mtv-{name}-{digest({'stage': name, 'version': version, 'inputs': inputs})}"
 
 
-def resumable(name: str, key: str, but: str) -> RunRecord | None:
-    """The latest run that began this very stage and did not finish it, for a stage that can go on from where it stopped."""
+def resumable(name: str, key: str, left: Callable[[RunRecord], bool], but: str) -> RunRecord | None:
+    """The latest run that began this very stage, did not finish it, and left something to go on from.
+
+    A run between that died before it got anywhere does not hide it; one that is still alive is let alone.
+    """
     records, _ = runs.load_all()
     for record in reversed(records):
         stage = record.stages.get(name)
-        if record.run_id != but and stage is not None and stage.key == key:
-            return record if stage.ref is None else None
+        if record.run_id == but or stage is None or stage.key != key:
+            continue
+        if stage.ref is None and left(record) and runs.effective_status(record) is not RunStatus.RUNNING:
+            return record
     return None
 
 

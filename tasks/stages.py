@@ -105,18 +105,18 @@ def preflight(config: PipelineConfig) -> None:
 
 def ingest(run: Run) -> StageRef:
     """Ingest, unless these very shards are in the table."""
-    return _stage(run, "ingest", ingest_stage.key(run), ingest_task, ingest_stage.valid)
+    return _stage(run, "ingest", ingest_stage.key(run), ingest_task, lambda ref: ingest_stage.valid(run, ref))
 
 
 def label(run: Run, ingested: StageRef) -> StageRef:
     """Label, unless nothing is stale."""
-    return _stage(run, "label", label_stage.key(run, ingested), label_task, label_stage.valid, ingested=ingested)
+    return _stage(run, "label", label_stage.key(run, ingested), label_task, lambda ref: label_stage.valid(run, ref), ingested=ingested)
 
 
 def refresh(run: Run) -> StageRef:
     """Label what is stale in a table as it is."""
     ingested = label_stage.as_it_is(run)
-    return _stage(run, "label", label_stage.key(run, ingested), label_task, label_stage.valid, ingested=ingested)
+    return _stage(run, "label", label_stage.key(run, ingested), label_task, lambda ref: label_stage.valid(run, ref), ingested=ingested)
 
 
 def train(run: Run, labelled: StageRef) -> StageRef:

@@ -43,7 +43,7 @@ def train(run: Run, key: str, labelled: StageRef, progress: Progress) -> StageRe
     tracked = tracking.start_run(run.record, run.config, labelled)
     run.record.mlflow_run_id, run.record.mlflow_url = tracked.run_id, tracked.url
     run.record.save()
-    earlier = resumable("train", key, but=run.run_id)
+    earlier = resumable("train", key, lambda record: _checkpoints(record.folder) is not None, but=run.run_id)
     job = launch.TrainJob(
         folder=run.folder,
         table_uri=run.table,
@@ -67,7 +67,7 @@ def train(run: Run, key: str, labelled: StageRef, progress: Progress) -> StageRe
     try:
         result = launch.run(job, on_metrics)
     except BaseException as error:
-        tracked.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        tracked.end("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
     tracked.end("FINISHED")
     return StageRef(

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 import yaml
+from rich.markup import escape
 from rich.table import Table
 
 from flows.commands.console import PresetOption, SetOption, SourcesOption, TableOption, out, resolve_options
@@ -39,7 +40,7 @@ def show(
             rows.add_column(column, overflow="fold")
         for key, value in flatten(document).items():
             source = resolved.origin[key]
-            rows.add_row(key, json.dumps(value, ensure_ascii=False), source, style="dim" if source == "default" else None)
+            rows.add_row(key, escape(json.dumps(value, ensure_ascii=False)), escape(source), style="dim" if source == "default" else None)
         out.print(rows)
 
 
@@ -50,16 +51,20 @@ def validate(
     table: TableOption = None,
     options: SetOption = None,
 ) -> None:
-    """Check a configuration: exit code 0 if a run could start with it, 1 with one line for each mistake."""
-    resolve_options(preset, sources, table, options)
-    out.print(f"{preset} is valid")
+    """Check a configuration, its experts and its model: exit code 0 if a run could start with it; else one line for each mistake."""
+    from tasks import export, label, train
+
+    config = resolve_options(preset, sources, table, options).config
+    for stage in (label, train, export):
+        stage.check(config)
+    out.print(f"{escape(preset)} is valid")
 
 
 @app.command()
 def diff(
     first: Annotated[str, typer.Argument(help="Preset, YAML file or run id.")],
     second: Annotated[str, typer.Argument(help="Preset, YAML file or run id.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print {key: [first, second]} as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print an object of key → pair of values as JSON.")] = False,
 ) -> None:
     """Print the keys in which two configurations differ."""
     left, right = _flat(first), _flat(second)
@@ -77,9 +82,9 @@ def diff(
         return
     rows = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("key", first, second):
-        rows.add_column(column, overflow="fold")
+        rows.add_column(escape(column), overflow="fold")
     for key, (old, new) in changed.items():
-        rows.add_row(key, json.dumps(old, ensure_ascii=False), json.dumps(new, ensure_ascii=False))
+        rows.add_row(key, *(escape(json.dumps(value, ensure_ascii=False)) for value in (old, new)))
     out.print(rows)
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mtv_core.config import ConfigError, Resolved, parse_override, resolve_config
@@ -80,15 +81,11 @@ def bars() -> Iterator[Progress]:
 
 def fail(message: str, code: int = 1) -> typer.Exit:
     """Say what went wrong; raise the result."""
-    err.print(f"[bold red]error:[/] {_plain(message)}")
+    err.print(f"[bold red]error:[/] {escape(message)}")
     return typer.Exit(code)
 
 
 def show_problems(error: ConfigError) -> None:
     """One line for each mistake in a configuration."""
     for problem in error.problems:
-        err.print(f"[bold red]error:[/] {_plain(problem)}")
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", "\\[")
+        err.print(f"[bold red]error:[/] {escape(problem)}")

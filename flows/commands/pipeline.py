@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ from flows.commands.console import (
     SetOption,
     SourcesOption,
     TableOption,
+    absolute_sources,
     err,
     out,
     overrides_of,
@@ -20,6 +22,7 @@ from flows.commands.console import (
     resolve_options,
 )
 from infra.local.services import Local
+from mtv_core.data.sources.config import SourceConfig
 
 WatchOption = Annotated[bool, typer.Option("--watch/--no-watch", help="Follow the run to its end; the exit code says how it ended.")]
 
@@ -35,9 +38,17 @@ def run(
 
     The same as `prefect deployment run mtv/full-pipeline`, with the configuration checked here first and a table of results at the end.
     """
-    resolve_options(preset, sources, table, options)  # mistakes show before anything starts
+    resolved = resolve_options(preset, sources, table, options)  # mistakes show before anything starts
     parameters = {name: value for name, value in parameters_of(sources, table).items() if value is not None}
+    if preset.endswith((".yaml", ".yml")):  # the work is done in another folder than this
+        preset = str(Path(preset).absolute())
+        parameters["sources"] = [_absolute(source) for source in resolved.config.sources]
     _run(parameters | {"preset": preset} | ({"overrides": overrides_of(options)} if options else {}), watch)
+
+
+def _absolute(source: SourceConfig) -> dict[str, Any]:
+    (uri,) = absolute_sources([source.uri]) or [source.uri]
+    return source.model_dump(mode="json") | {"uri": uri}
 
 
 def demo(
@@ -49,7 +60,8 @@ def demo(
 
     began = time.monotonic()
     resolve_options("demo", None, None, options)
-    up()
+    up(prefect_port=None, mlflow_port=None, as_json=False)
+    os.environ.pop("PREFECT_API_URL", None)  # the demo is about the services it has just started
     try:
         _run({"preset": "demo"} | ({"overrides": overrides_of(options)} if options else {}), watch=True)
     finally:

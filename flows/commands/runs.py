@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from flows.commands.console import err, out
@@ -38,7 +39,7 @@ def list_runs(
     else:
         _many(records[-limit:], hidden=max(0, len(records) - limit))
     for problem in problems:
-        err.print(f"[yellow]warning:[/] {problem}")
+        err.print(f"[yellow]warning:[/] {escape(problem)}")
 
 
 def _many(records: list[RunRecord], hidden: int) -> None:
@@ -55,7 +56,7 @@ def _many(records: list[RunRecord], hidden: int) -> None:
         style = _STYLE[record.status.value]
         rows.add_row(
             record.run_id, record.flow, f"[{style}]{record.status.value}[/]", f"{record.started:%m-%d %H:%M}", took(record), stages,
-            record.message[:120],
+            escape(record.message[:200]),
         )  # fmt: skip
     out.print(rows)
     out.print(f"[dim]✓ ran  · reused  ✗ failed{f'   {hidden} earlier ones not shown' if hidden else ''}   in {runs.runs_folder()}[/]")
@@ -73,9 +74,9 @@ def _one(record: RunRecord) -> None:
     }  # fmt: skip
     for name, value in facts.items():
         if value:
-            rows.add_row(name, str(value))
+            rows.add_row(name, escape(str(value)))
     for name, stage in record.stages.items():
-        rows.add_row(f"  {name}", f"{stage.status}  {stage.seconds:.1f} s  {stage.message}")
+        rows.add_row(f"  {name}", f"{stage.status}  {stage.seconds:.1f} s  {escape(stage.message)}")
     for name, number in sorted(record.metrics.items()):
         rows.add_row(f"  {name}", f"{number:.4g}")
     out.print(rows)

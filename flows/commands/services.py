@@ -20,10 +20,10 @@ _COLOURS = {"running": "green", "stopped": "dim", "died": "red", "not answering"
 
 def up(
     prefect_port: Annotated[
-        int | None, typer.Option(help="Port of Prefect; 4200 or, if that is taken, a free one.", show_default=False)
+        int | None, typer.Option(min=1, max=65535, help="Port of Prefect; 4200 or, if that is taken, a free one.", show_default=False)
     ] = None,
     mlflow_port: Annotated[
-        int | None, typer.Option(help="Port of MLflow; 5000 or, if that is taken, a free one.", show_default=False)
+        int | None, typer.Option(min=1, max=65535, help="Port of MLflow; 5000 or, if that is taken, a free one.", show_default=False)
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from flows.commands.console import (
     Bar,
@@ -125,8 +126,8 @@ def _say(ref: StageRef) -> None:
     counts += [f"{value} {name}" for name, value in sorted(report.counts.items())]
     out.print(f"{ref.stage}: {', '.join(counts) or 'done'}")
     for name, value in (("where", ref.uri), ("version", ref.version), ("tag", ref.tag), ("mlflow", ref.outputs.get("mlflow_url"))):
-        if value is not None:
-            out.print(f"  {name:<8} {value}")
+        if value:
+            out.print(f"  {name:<8} {escape(str(value))}")
     out.print(f"  {'run':<8} {ref.run_id}")
 
 

@@ -166,7 +166,7 @@ def make(out: Path, config: ShardsConfig, executor: Executor | None = None, prog
 
 
 def write_shards(out: Path, samples: int, seed: int, shard_size: int = 500) -> list[Path]:
-    """`make` with the usual 96 px: what `mtv blocks make --out DIR --samples N --seed S` calls."""
+    """`make` with the usual 96 px."""
     return make(Path(out), ShardsConfig(samples=samples, seed=seed, shard_size=shard_size))
 
 

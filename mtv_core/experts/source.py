@@ -119,7 +119,10 @@ def keep(source: Source, folder: Path) -> str:
     try:
         origin = Path(source.location)
         for path in [*hashed_files(origin), *filter(Path.is_file, [origin / "README.md"])]:  # the card states the licence
-            shutil.copyfile(path, partial / path.name)
+            try:
+                shutil.copyfile(path, partial / path.name)
+            except OSError as error:  # it names the source, which is not what is full
+                raise OSError(error.errno, f"cannot keep a copy of the expert in {folder}: {error.strerror}") from error
         if _folder(partial).digest != source.digest:
             raise ValueError(f"{origin} changed while it was read; run again when the new weights are complete")
         try:

@@ -24,9 +24,11 @@ def explain(error: Exception, uri: str) -> OSError:
     """A write that failed, in words that say what to do; Lance's own name the line of its source."""
     text = str(error)
     if _FULL.search(text) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return OSError(f"no space left to write {uri}: free some or choose another table.uri, then run again; nothing half-done shows")
+        return OSError(
+            errno.ENOSPC, f"no space left to write {uri}: free some or choose another table.uri, then run again; nothing half-done shows"
+        )
     if _READ_ONLY.search(text) or isinstance(error, (PermissionError, NotADirectoryError)):
-        return PermissionError(f"cannot write to {uri}: it is read-only, or not a folder of yours; choose another table.uri")
+        return PermissionError(errno.EACCES, f"cannot write to {uri}: it is read-only, or not a folder of yours; choose another table.uri")
     return error if isinstance(error, OSError) else OSError(f"cannot write to {uri}: {text}")
 
 

@@ -89,23 +89,26 @@ class ShardWriter:
         self.bytes_written = 0
 
     def __enter__(self) -> ShardWriter:
-        with self._explained():
-            file = self._stack.enter_context(self._files.create(f"{self._folder}/rows.arrow"))
-            self._writer = self._stack.enter_context(pa.ipc.new_stream(file, ROWS))
+        with self._explained(), contextlib.ExitStack() as opening:  # a half-opened one is closed here, not by the garbage collector
+            file = opening.enter_context(self._files.create(f"{self._folder}/rows.arrow"))
+            self._writer = opening.enter_context(pa.ipc.new_stream(file, ROWS))
+            self._stack = opening.pop_all()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        if exception[0] is None:
+        if exception[0] is not None:
+            with contextlib.suppress(OSError):  # what stopped the block is what matters
+                self._stack.__exit__(*exception)
+            return
+        with self._explained(), self._stack:
             self._flush()
-        with self._explained():
-            self._stack.__exit__(*exception)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise TargetError(str(explain(error, self._uri))) from error
+            raise TargetError.of(explain(error, self._uri)) from error
 
     def add(self, row: dict[str, Any]) -> None:
         """Add one row of the schema `ROWS`."""
@@ -135,6 +138,11 @@ class ShardWriter:
 
 class TargetError(OSError):
     """The table cannot be written. Unlike a shard that cannot be read, it stops the ingest."""
+
+    @classmethod
+    def of(cls, error: OSError) -> TargetError:
+        """The same with its errno, by which a full disk is told from a bad moment."""
+        return cls(error.errno, error.strerror) if error.errno is not None and error.strerror else cls(str(error))
 
 
 def read_index(table: Table, revision: str, shard: str) -> pa.Table:
@@ -173,7 +181,7 @@ def write_fragment(table: Table, revision: str, pieces: list[Piece], ingest_id: 
         fault_point("ingest.fragment_written")
         table.files.write(record, json.dumps(fragments).encode())
     except OSError as error:
-        raise TargetError(str(explain(error, table.uri))) from error
+        raise TargetError.of(explain(error, table.uri)) from error
     return fragments
 
 
@@ -193,7 +201,7 @@ def publish_samples(table: Table, fragments: Sequence[str], seen: int | None) ->
     try:
         return int(publish([*map(FragmentMetadata.from_json, fragments)], SAMPLES, table.samples_uri, table.storage_options).version)
     except OSError as error:
-        raise TargetError(str(explain(error, table.uri))) from error
+        raise TargetError.of(explain(error, table.uri)) from error
 
 
 def last_fragment(table: Table) -> int | None:

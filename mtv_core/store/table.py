@@ -257,7 +257,9 @@ class Table:
                     f"{total - labelled} of {total} rows have no {expert} labels of revision {revision}; run `mtv label` again, "
                     "or allow a tag of mixed labels"
                 )
-        document = json.dumps([version, sorted(revisions.items())])
+        # The names of the data files are unique, versions are not: a table that was deleted and made again starts from 1.
+        files = sorted(file.path for fragment in dataset.get_fragments() for file in fragment.data_files())
+        document = json.dumps([version, sorted(revisions.items()), hashlib.sha256("\n".join(files).encode()).hexdigest()])
         name = f"mtv-{hashlib.sha256(document.encode()).hexdigest()[:12]}"
         if name not in self.tags():
             try:

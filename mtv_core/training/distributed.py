@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -90,14 +91,14 @@ def join(config: TrainConfig) -> World:
     return World(rank, ranks, device)
 
 
-def _store(rank: int, ranks: int, timeout: timedelta) -> dist.Store:
+def _store(rank: int, ranks: int, timeout: timedelta) -> Any:
     """Where ranks find each other's addresses.
 
-    torchrun's store outlives its ranks, and since torch 2.15 nothing in it tells one restart from the next: ranks that are started again read
-    the addresses of the dead and cannot connect. So each restart has a prefix of its own.
+    torchrun's store outlives its ranks, and since torch 2.15 nothing in it tells one restart from the next: ranks that are started again
+    read the addresses of the dead and cannot connect. So each restart has a prefix of its own.
     """
     theirs = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = dist.TCPStore(
+    store = dist.TCPStore(  # type: ignore[attr-defined]
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         ranks,
@@ -105,7 +106,9 @@ def _store(rank: int, ranks: int, timeout: timedelta) -> dist.Store:
         timeout=timeout,
         multi_tenant=not theirs,
     )
-    return dist.PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return dist.PrefixStore(  # type: ignore[attr-defined]
+        f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store
+    )
 
 
 class StopRequest:

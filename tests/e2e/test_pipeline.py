@@ -44,7 +44,9 @@ class Installation:
 @pytest.fixture(scope="module")
 def mtv(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     installation = Installation(tmp_path_factory.mktemp("home"))
-    theirs = (ROOT / "prefect.toml").exists()  # services of this checkout are up: `up` leaves the file alone, so plain `prefect` needs telling
+    theirs = (
+        ROOT / "prefect.toml"
+    ).exists()  # services of this checkout are up: `up` leaves the file alone, so plain `prefect` needs telling
     try:
         installation("mtv", "up")
         if theirs:
