@@ -13,7 +13,6 @@ from PIL import Image
 from prefect.artifacts import (
     create_image_artifact,
     create_link_artifact,
-    create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
     update_progress_artifact,
@@ -72,8 +71,3 @@ def picture(key: str, image: Image.Image, description: str) -> None:
 def link(key: str, url: str, text: str) -> None:
     """A link to another page."""
     create_link_artifact(url, link_text=text, key=key, description=text)
-
-
-def markdown(key: str, text: str, description: str) -> None:
-    """A text."""
-    create_markdown_artifact(text, key=key, description=description)
