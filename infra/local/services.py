@@ -34,7 +34,7 @@ NAMES = ("prefect", "mlflow", "worker")
 TITLES = {"prefect": "Prefect", "mlflow": "MLflow", "worker": "worker"}
 
 _START_SECONDS = 180.0  # A first start on a slow disk makes two databases.
-_ANSWER_SECONDS = 15.0  # How long a running service may be silent before it is started anew.
+_ANSWER_SECONDS = 30.0  # for a service that runs: a busy machine is no reason to start it anew
 _RUNS_END_SECONDS = 25.0  # Longer than a training takes to write its checkpoint and end its ranks.
 _END_SECONDS = 8.0
 

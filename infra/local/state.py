@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,9 +72,9 @@ def prepare(home: Path) -> None:
     try:
         for folder in (services_folder(home), home / "logs"):
             folder.mkdir(parents=True, exist_ok=True)
-        probe = services_folder(home) / f".probe.{os.getpid()}"
-        probe.write_bytes(b"mtv")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=services_folder(home)) as probe:
+            probe.write(b"mtv")
+            probe.flush()
         free = shutil.disk_usage(home).free
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
