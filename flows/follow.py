@@ -97,10 +97,7 @@ def follow(flow_run_id: UUID) -> tuple[str, RunRecord | None]:
 
 
 def _find(flow_run_id: UUID, known: RunRecord | None) -> RunRecord | None:
-    if known is not None:
-        return runs.load(known.run_id)
-    records, _ = runs.load_all()
-    return next((record for record in reversed(records) if record.prefect_flow_run_id == str(flow_run_id)), None)
+    return runs.load(known.run_id) if known is not None else runs.of_flow_run(str(flow_run_id))
 
 
 def _progress(folder: Path) -> dict[str, Any]:

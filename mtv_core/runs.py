@@ -133,6 +133,11 @@ def load_all() -> tuple[list[RunRecord], list[str]]:
     return records, problems
 
 
+def of_flow_run(flow_run_id: str) -> RunRecord | None:
+    """The run that a Prefect flow run made, if it has begun."""
+    return next((record for record in reversed(load_all()[0]) if record.prefect_flow_run_id == flow_run_id), None)
+
+
 def latest_with(stage: str, run_id: str | None = None) -> RunRecord:
     """The named run, or the latest, that has a result of a stage.
 

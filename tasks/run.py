@@ -86,7 +86,7 @@ def open_run(resolved: Resolved, flow: str) -> Iterator[Run]:
     sees that its process is gone and says `crashed`.
     """
     flow_run_id, url = _prefect_ids()
-    record = _earlier(flow_run_id) or RunRecord(run_id=runs.new_run_id(), flow=flow)
+    record = (runs.of_flow_run(flow_run_id) if flow_run_id else None) or RunRecord(run_id=runs.new_run_id(), flow=flow)
     document = resolved.config.model_dump(mode="json")
     fresh = RunRecord(run_id=record.run_id, flow=flow, started=record.started, config=document)
     fresh.stages, fresh.mlflow_run_id = record.stages, record.mlflow_run_id
@@ -106,13 +106,6 @@ def open_run(resolved: Resolved, flow: str) -> Iterator[Run]:
     finally:
         fresh.ended = datetime.now(UTC)
         fresh.save()
-
-
-def _earlier(flow_run_id: str | None) -> RunRecord | None:
-    if flow_run_id is None:
-        return None
-    records, _ = runs.load_all()
-    return next((record for record in reversed(records) if record.prefect_flow_run_id == flow_run_id), None)
 
 
 def _prefect_ids() -> tuple[str | None, str | None]:
