@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import Literal
+
+from mtv_core.data.sources.config import Columns
+
+CaptionKind = Literal["web", "synthetic"]
 
 
 @dataclass(frozen=True)
 class ShardRef:
-    """One file to read, as it is now. Another content of the same file is another shard."""
+    """One file, or one part of a folder, to read as it is now. Another content of the same file is another shard."""
 
-    uri: str
-    identity: str  # etag, or size and time of change
+    uri: str  # names the shard for people and in the ledger: the file, or the folder and `#` and the part
+    identity: str  # etag, or size and time of change, of everything that is read
     size: int  # bytes
     source: str  # name of the source
     format: str
+    columns: Columns = field(default_factory=Columns)
+    root: str = ""  # folder the members are relative to, for formats of many files
+    members: tuple[str, ...] = ()  # files of a part of a folder, or what else its reader needs to find its samples
 
     @property
     def id(self) -> str:
@@ -23,11 +31,23 @@ class ShardRef:
 
 
 @dataclass(frozen=True)
+class RawCaption:
+    """A caption as received; bytes that should be UTF-8."""
+
+    text: bytes
+    kind: CaptionKind = "web"
+
+
+@dataclass(frozen=True)
 class RawSample:
     """A sample as received, nothing checked. Captions in the order of the format, the first is the one that counts."""
 
     key: str
     image: bytes | None
-    captions: list[bytes] = field(default_factory=list)
-    meta: bytes | None = None  # the sample's own JSON
-    too_large: int = 0  # bytes of a member that was not read because it is larger than allowed
+    captions: list[RawCaption] = field(default_factory=list)
+    meta: bytes | None = None  # the sample's own JSON, or its other columns as JSON
+    url: str | None = None  # where the format has a field for it; else it is looked for in `meta`
+    license: str | None = None
+    location: str = ""  # where a person finds it; default: the shard's URI, `#` and the key
+    too_large: int = 0  # bytes of an image that was not read because it is larger than allowed
+    problem: tuple[str, str] | None = None  # (reason, message): the sample is there, but its reader could not make sense of it

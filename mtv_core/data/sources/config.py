@@ -1,4 +1,4 @@
-"""Which shards to read."""
+"""Which shards to read, and which of their fields are what."""
 
 from __future__ import annotations
 
@@ -6,15 +6,28 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-Format = Literal["auto", "webdataset"]
+Format = Literal["auto", "webdataset", "parquet", "imagefolder", "coco", "arrow"]
+
+
+class Columns(BaseModel, frozen=True, extra="forbid"):
+    """Where a sample's parts are: names of columns, of JSON keys, or of file extensions in a tar. None: the usual names."""
+
+    image: str | None = Field(None, description="bytes, or a Hugging Face Image struct; in a tar an extension: jpg")
+    captions: list[str] | None = Field(None, description="captions that people wrote or the web had, the first is the one that counts")
+    synthetic: list[str] | None = Field(None, description="captions that a model wrote; kept apart")
+    key: str | None = Field(None, description="name of the sample in its shard")
+    url: str | None = Field(None, description="where the image came from")
+    license: str | None = Field(None, description="its licence")
 
 
 class SourceConfig(BaseModel, frozen=True, extra="forbid"):
     """A set of shards with pictures and captions."""
 
     uri: str = Field(
-        description="a file, a folder, a glob or a brace range (shards-{0000..0099}.tar) of webdataset tars; local, s3:// or gs://; "
+        description="a file, a folder, a glob or a brace range (shards-{0000..0099}.tar); local, s3://, gs://, http(s)://; "
         "blocks://NAME?samples=N&seed=S makes synthetic ones"
     )
-    format: Format = Field("auto", description="auto: by the ending of the file names")
+    format: Format = Field("auto", description="auto: by the names of the files and by what is in the folder")
     name: str | None = Field(None, description="what the column `source` says; default: the name of the folder")
+    columns: Columns = Columns()
+    images: str | None = Field(None, description="coco and metadata files: the folder the file names are relative to; default: theirs")
