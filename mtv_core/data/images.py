@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -24,6 +25,17 @@ class BadImageError(ValueError):
 
 
 @dataclass(frozen=True)
+class ImageLimits:
+    """What is stored, and what is refused. Sizes in px."""
+
+    max_side: int
+    quality: int
+    max_pixels: int
+    min_side: int = 1
+    max_aspect: float = math.inf
+
+
+@dataclass(frozen=True)
 class StoredImage:
     """What goes into the table. Sizes in px."""
 
@@ -31,57 +43,84 @@ class StoredImage:
     width: int
     height: int
     phash: int
+    grey: np.ndarray
+    passthrough: bool
 
 
-def store(data: bytes, max_side: int, quality: int, max_pixels: int) -> StoredImage:
-    """Decode an image to its end, and encode it anew only if it is not an upright RGB JPEG of at most `max_side` px.
+class OpenedImage:
+    """An image whose header was read. `width` and `height` are those of the upright picture as received, in px."""
 
-    Raises:
-        BadImageError: empty, not an image of a known format, cut or broken, or of more than `max_pixels` pixels.
-    """
-    image = _decode(data, max_pixels)
-    # An MPO is a JPEG with more pictures behind it; it is stored as its first.
-    untouched = (
-        image.format == "JPEG" and image.mode == "RGB" and max(image.size) <= max_side and image.getexif().get(_ORIENTATION, 1) in (0, 1)
-    )
-    if untouched:
-        return StoredImage(data, image.width, image.height, phash(image))
-    upright = _rgb(ImageOps.exif_transpose(image))
-    if max(upright.size) > max_side:
-        upright.thumbnail((max_side, max_side), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    buffer = io.BytesIO()
-    # Without chroma subsampling: at training sizes it costs the colour of small objects.
-    upright.save(buffer, "JPEG", quality=quality, subsampling=0)
-    return StoredImage(buffer.getvalue(), upright.width, upright.height, phash(upright))
+    def __init__(self, data: bytes, image: Image.Image, limits: ImageLimits) -> None:
+        self._data, self._image, self._limits = data, image, limits
+        self.format = str(image.format)
+        turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        self.width, self.height = image.size[::-1] if turned else image.size
+
+    def store(self) -> StoredImage:
+        """Decode the image to its end, and encode it anew only if it is not an upright RGB JPEG of at most `max_side` px."""
+        image, limits = self._image, self._limits
+        try:
+            image.load()
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, IndexError, …
+            raise BadImageError("BrokenImage", f"the image is cut or damaged: {error}") from None
+        untouched = (
+            image.format == "JPEG"
+            and image.mode == "RGB"
+            and max(image.size) <= limits.max_side
+            and image.getexif().get(_ORIENTATION, 1) in (0, 1)
+        )
+        if untouched:
+            grey = _grey(image)
+            return StoredImage(self._data, image.width, image.height, _hash(grey), grey, True)
+        upright = _rgb(ImageOps.exif_transpose(image))
+        if max(upright.size) > limits.max_side:
+            upright.thumbnail((limits.max_side, limits.max_side), Image.Resampling.BICUBIC, reducing_gap=3.0)
+        buffer = io.BytesIO()
+        upright.save(buffer, "JPEG", quality=limits.quality, subsampling=0)
+        grey = _grey(upright)
+        return StoredImage(buffer.getvalue(), upright.width, upright.height, _hash(grey), grey, False)
 
 
-def _decode(data: bytes, max_pixels: int) -> Image.Image:
+def store(data: bytes, limits: ImageLimits) -> StoredImage:
+    """Open and store."""
+    return open_image(data, limits).store()
+
+
+def open_image(data: bytes, limits: ImageLimits) -> OpenedImage:
+    """Read the header only."""
     if not data:
         raise BadImageError("EmptyImage", "the image file is empty")
     known = data.startswith(_MAGIC)
+    max_pixels = limits.max_pixels
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about EXIF and palettes, of every second web image; sizes are checked below
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if image.width * image.height > max_pixels:
-                raise BadImageError(
-                    "TooManyPixels", f"{image.width} × {image.height} px; at most {max_pixels} pixels are decoded (ingest.max_pixels)"
-                )
-            image.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImageError("TooManyPixels", f"{error}; at most {max_pixels} pixels are decoded (ingest.max_pixels)") from None
     except UnidentifiedImageError:
         if known:
             raise BadImageError("BrokenImage", "the image is damaged: its header cannot be read") from None
         raise BadImageError("UnsupportedImage", f"not an image of a supported format ({', '.join(FORMATS)})") from None
-    except BadImageError:
-        raise
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, IndexError, …
+    except Exception as error:
         raise BadImageError("BrokenImage", f"the image is cut or damaged: {error}") from None
-    return image
+    if image.width * image.height > max_pixels:
+        raise BadImageError(
+            "TooManyPixels", f"{image.width} × {image.height} px; at most {max_pixels} pixels are decoded (ingest.max_pixels)"
+        )
+    opened = OpenedImage(data, image, limits)
+    if min(opened.width, opened.height) < limits.min_side:
+        raise BadImageError("TooSmall", f"{opened.width} × {opened.height} px; sides are at least {limits.min_side} px (ingest.min_side)")
+    if max(opened.width, opened.height) > limits.max_aspect * min(opened.width, opened.height):
+        raise BadImageError(
+            "TooElongated", f"{opened.width} × {opened.height} px; the aspect is at most {limits.max_aspect:g} (ingest.max_aspect)"
+        )
+    return opened
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -102,10 +141,17 @@ def _dct_matrix(size: int, rows: int) -> np.ndarray:
 _DCT = _dct_matrix(4 * _HASH_SIDE, _HASH_SIDE)
 
 
-def phash(image: Image.Image) -> int:
-    """64-bit perceptual hash: signs of the low frequencies of the 32 × 32 grey image against their median (Zauner 2010)."""
+def _grey(image: Image.Image) -> np.ndarray:
     side = 4 * _HASH_SIDE
-    grey = np.asarray(image.convert("L").resize((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0), dtype=np.float64)
-    low = _DCT @ grey @ _DCT.T
+    return np.asarray(image.convert("L").resize((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0))
+
+
+def _hash(grey: np.ndarray) -> int:
+    low = _DCT @ grey.astype(np.float64) @ _DCT.T
     bits = (low > np.median(low)).ravel()
     return int.from_bytes(np.packbits(bits).tobytes())
+
+
+def phash(image: Image.Image) -> int:
+    """64-bit perceptual hash: signs of the low frequencies of the 32 × 32 grey image against their median (Zauner 2010)."""
+    return _hash(_grey(image))

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 from tars import picture
 
-from mtv_core.data.images import BadImageError, StoredImage, phash, store
+from mtv_core.data.images import BadImageError, ImageLimits, StoredImage, phash, store
 
 
 def stored(data: bytes, max_side: int = 64, max_pixels: int = 10_000_000) -> StoredImage:
-    return store(data, max_side=max_side, quality=92, max_pixels=max_pixels)
+    return store(data, ImageLimits(max_side=max_side, quality=92, max_pixels=max_pixels))
 
 
 def refused(data: bytes, max_pixels: int = 10_000_000) -> str:
