@@ -103,7 +103,7 @@ class TestWebdataset:
         samples, rejects = everything(shards(tmp_path, 1, 5)[0])
         assert [s.key for s in samples] == [f"{n:06d}" for n in range(5)]
         assert [s.image for s in samples] == [picture(n) for n in range(5)]
-        assert [s.captions for s in samples] == [[f"picture {n}".encode()] for n in range(5)]
+        assert [[c.text for c in s.captions] for s in samples] == [[f"picture {n}".encode()] for n in range(5)]
         assert not rejects
 
     def test_names(self, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ class TestWebdataset:
             ("d.json", b"[" * 5000),
         ]
         samples, _ = everything(tar(tmp_path / "0.tar", members))
-        assert [(s.key, s.image, s.captions) for s in samples] == [
+        assert [(s.key, s.image, [c.text for c in s.captions]) for s in samples] == [
             ("dir.v2/a", b"a", [b"A"]),
             ("b", b"b", [b"first", b"second"]),
             ("c", b"c", [b"from json"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -10,12 +11,12 @@ from typing import Any
 
 from mtv_core.data.files import filesystem
 from mtv_core.data.sources import webdataset
-from mtv_core.data.sources.base import RawSample, ShardRef
+from mtv_core.data.sources.base import RawCaption, RawSample, ShardRef
 from mtv_core.data.sources.config import SourceConfig
 from mtv_core.report import Reject
 from mtv_core.settings import is_local
 
-__all__ = ["READERS", "RawSample", "ShardRef", "SourceConfig", "expand", "read", "source_name"]
+__all__ = ["READERS", "RawCaption", "RawSample", "ShardRef", "SourceConfig", "content_hash", "expand", "read", "source_name"]
 
 Reader = Callable[[ShardRef, int, Mapping[str, str] | None], Iterator[RawSample | Reject]]
 
@@ -47,6 +48,16 @@ def expand(source: SourceConfig, storage_options: Mapping[str, str] | None = Non
         found.update(_find(uri, storage_options))
     name = source_name(source)
     return [ShardRef(uri, _identity(found[uri]), int(found[uri]["size"]), name, _format(source, uri)) for uri in sorted(found)]
+
+
+def content_hash(shard: ShardRef, storage_options: Mapping[str, str] | None = None) -> str:
+    """sha256 of all the bytes that a shard is read from: tells a change that left size and time as they were."""
+    digest = hashlib.sha256()
+    files, path = filesystem(shard.uri, storage_options)
+    with files.open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def source_name(source: SourceConfig) -> str:

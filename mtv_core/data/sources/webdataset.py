@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mtv_core.data.files import filesystem
-from mtv_core.data.sources.base import RawSample, ShardRef
+from mtv_core.data.sources.base import RawCaption, RawSample, ShardRef
 from mtv_core.report import Reject
 from mtv_core.settings import is_local
 
@@ -103,7 +103,7 @@ def read(shard: ShardRef, max_bytes: int, storage_options: Mapping[str, str] | N
 
 def _sample(key: str, parts: dict[str, bytes | int]) -> RawSample:
     image = next((parts[extension] for extension in IMAGES if extension in parts), None)
-    captions = [content for extension in _CAPTIONS if isinstance(content := parts.get(extension), bytes)]
+    captions = [RawCaption(content) for extension in _CAPTIONS if isinstance(content := parts.get(extension), bytes)]
     meta = parts.get("json")
     if not captions and isinstance(meta, bytes):
         captions = _caption_of(meta)
@@ -116,11 +116,11 @@ def _sample(key: str, parts: dict[str, bytes | int]) -> RawSample:
     )
 
 
-def _caption_of(meta: bytes) -> list[bytes]:
+def _caption_of(meta: bytes) -> list[RawCaption]:
     """img2dataset repeats the caption in the JSON; some tools write it only there."""
     try:
         document = json.loads(meta)
     except (ValueError, RecursionError):
         return []
     caption = document.get("caption") if isinstance(document, dict) else None
-    return [caption.encode(errors="surrogatepass")] if isinstance(caption, str) else []
+    return [RawCaption(caption.encode(errors="surrogatepass"))] if isinstance(caption, str) else []
