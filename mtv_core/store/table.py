@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from mtv_core.data.files import Files
 from mtv_core.data.schema import LABELS, SAMPLES, label_schema
 from mtv_core.report import Reject
-from mtv_core.store import labels
+from mtv_core.store import labels, tombstones
 from mtv_core.store.dataset import append_rows, explain, open_dataset
 from mtv_core.store.labels import FragmentTask, StagedLabels, StalePlan
 from mtv_core.store.ledger import Ledger
@@ -73,12 +73,12 @@ class Table:
         """The rows as of a tag, of a version, or of now.
 
         Raises:
-            FileNotFoundError: there is no such tag or version.
+            FileNotFoundError: there is no such tag or version. TagForgottenError: a takedown dropped the tag; it names the successor.
         """
         table = cls.open(uri, storage_options)
         if tag is not None:
             if tag not in table.tags():
-                raise FileNotFoundError(f"the table {table.uri} has no tag {tag!r}; it has {', '.join(sorted(table.tags())) or 'none'}")
+                raise tombstones.missing(table, tag)
             return View(table.uri, table.tags()[tag], storage_options)
         view = View(table.uri, table.version if version is None else version, storage_options)
         _ = view.dataset
