@@ -75,6 +75,10 @@ REASONS: dict[str, Reason] = {
 }
 
 
+# What trying again does not change: another sample has the place, or it is meant to stay out.
+SETTLED = frozenset({"Duplicate", "NearDuplicate", "Placeholder", "EvaluationLeak", "Forgotten", "DuplicateKey"})
+
+
 def describe(error: str, stage: str = "ingest") -> Reason:
     """What is known of a reason; of one that is not in the list, that it is an error of ours or of an expert."""
     if error in REASONS:

@@ -1,30 +1,23 @@
 """`rejects.lance`: every refusal is a row with its reason, once. They are counted, selected, exported, and retried.
 
-Nothing here makes a Python object a row but `append`, whose rows are objects already: a table may have millions of refusals.
+A table may have millions of refusals, so nothing here makes a Python object of each but what is given or asked for as such.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any, Literal, cast, get_args
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet as pq
 
-from mtv_core.data.files import Files
 from mtv_core.data.schema import REJECTS
 from mtv_core.faults import fault_point
+from mtv_core.reasons import SETTLED
 from mtv_core.report import Reject
 from mtv_core.store.dataset import append_rows, explain, open_dataset, quoted
-
-ExportFormat = Literal["jsonl", "csv", "parquet"]
 
 _ROWS_PER_FILE = 1_000_000
 _LONGEST_LIST = 1000  # of literals in a filter; a longer one costs more to evaluate than it saves
@@ -79,41 +72,79 @@ class RejectLog:
         """Whether anything was ever refused."""
         return open_dataset(self.uri, storage_options=self.storage_options) is not None
 
-    def append(self, rejects: Sequence[Reject], *, again: bool = False) -> int:
-        """Add those that are not there; returns how many were added. One committer at a time a stage.
+    def append(self, rejects: Sequence[Reject]) -> int:
+        """Add those that are not there; returns how many were added. One committer at a time a stage."""
+        return self.append_table(pa.Table.from_pylist([reject.model_dump(mode="json") for reject in rejects], schema=REJECTS))
 
-        Args:
-            rejects: refusals.
-            again: they come from a retry. Each takes the place of what was said of the same (shard, key, stage), with its attempt raised
-                by one. A kill between the two commits leaves both rows; the same call again then removes the old one.
-        """
+    def append_table(self, rejects: pa.Table) -> int:
+        """`append` for rows of the schema REJECTS, of which one of each (shard, key, stage, revision) is added."""
         added = 0
-        for stage in sorted({reject.stage for reject in rejects}):
-            added += self._append(stage, {(r.shard, r.key, r.revision): r for r in reversed(rejects) if r.stage == stage}, again)
+        for stage in pc.unique(rejects["stage"]).to_pylist():
+            rows = _first_of_each(rejects.filter(pc.equal(rejects["stage"], stage)), ["shard", "key", "revision"])
+            known = self._matching(stage, rows, ["shard", "key", "revision"])
+            added += self._write(_without(rows, known, ["shard", "key", "revision"]))
         return added
 
-    def _append(self, stage: str, rejects: dict[tuple[str, str, str], Reject], again: bool) -> int:
-        identities = pa.table({name: pa.array([one[i] for one in rejects], pa.string()) for i, name in enumerate(("shard", "key"))})
-        known = self._matching(stage, identities, ["shard", "key", "revision", "attempt"])
-        said = set(zip(*(known[name].to_pylist() for name in ("shard", "key", "revision", "attempt")), strict=True))
-        said_once = {identity[:3] for identity in said}
+    def replace(self, tried: Mapping[str, Collection[str]], stage: str, rejects: pa.Table) -> int:
+        """What a retry came to: samples that are refused again have their attempt raised, the others are rows now and refused no more.
+
+        A kill between the two commits of this leaves old and new refusals side by side; the same call again then removes the old ones.
+
+        Args:
+            tried: shard id → keys that were tried again.
+            stage: whose refusals.
+            rejects: refusals of the retry, of the schema REJECTS. Of samples and shards that were not tried, those that are news are added.
+
+        Returns:
+            how many are refused again.
+        """
+        pairs = [(shard, key) for shard, keys in tried.items() for key in keys]
+        wanted = pa.table({name: pa.array([pair[i] for pair in pairs], pa.string()) for i, name in enumerate(("shard", "key"))})
+        rejects = _first_of_each(rejects, ["shard", "key"])
+        again = pc.is_in(_joined(rejects), value_set=_joined(wanted))
+        others, rejects = rejects.filter(pc.invert(again)), rejects.filter(again)
+        known = self._matching(stage, wanted, ["shard", "key", "revision", "attempt"])
         # While a retry is unfinished there are rows of two attempts: the lower is the one it repeats.
-        before: dict[tuple[str, str], int] = {}
-        for shard, key, _, attempt in said:
-            before[shard, key] = min(attempt, before.get((shard, key), attempt))
-        rows: list[dict[str, Any]] = []
-        for (shard, key, revision), reject in sorted(rejects.items()):
-            attempt = before.get((shard, key), 0) + 1 if again else reject.attempt
-            if (shard, key, revision, attempt) not in said if again else (shard, key, revision) not in said_once:
-                rows.append(reject.model_dump(mode="json") | {"attempt": attempt})
-        if rows:
-            append_rows(pa.Table.from_pylist(rows, schema=REJECTS), self.uri, _ROWS_PER_FILE, self.storage_options)
-        if again:
-            fault_point("rejects.raised")
-            lowest = [before[pair] for pair in zip(known["shard"].to_pylist(), known["key"].to_pylist(), strict=True)]
-            old = pc.less_equal(known["attempt"], pa.array(lowest, pa.int32()))
-            self._delete(known.filter(old)["_rowid"])
-        return len(rows)
+        lowest = known.group_by(["shard", "key"], use_threads=False).aggregate([("attempt", "min")])
+        before = lowest["attempt_min"].take(pc.index_in(_joined(rejects), value_set=_joined(lowest)))
+        attempt = pc.add(pc.fill_null(before, 0), 1).cast(pa.int32())
+        rows = rejects.set_column(rejects.schema.get_field_index("attempt"), REJECTS.field("attempt"), attempt)
+        self._write(_without(rows, known, ["shard", "key", "revision", "attempt"]))
+        self._write(_without(others, self._matching(stage, others, ["shard", "key"]), ["shard", "key"]))
+        fault_point("rejects.replaced")
+        now = attempt.take(pc.index_in(_joined(known), value_set=_joined(rejects)))  # null: refused no more
+        self._delete(known.filter(pc.fill_null(pc.less(known["attempt"], now), True))["_rowid"])
+        return rejects.num_rows
+
+    def samples_to_retry(
+        self, stage: str, reasons: Collection[str] | None = None, keys: Collection[str] | None = None
+    ) -> dict[str, frozenset[str]]:
+        """Shard id → keys of refused samples that are worth trying again.
+
+        Args:
+            stage: whose refusals.
+            reasons: names of errors; None: all but those that trying again does not change, such as duplicates.
+            keys: of samples; None: all.
+        """
+        if reasons is not None and not reasons:
+            return {}
+        found: dict[str, list[str]] = {}
+        for batch in self.select(Selection(stage=stage, reasons=sorted(reasons or ())), ["shard", "key", "error"]):
+            kept = pc.not_equal(batch["key"], "")
+            if reasons is None:
+                kept = pc.and_(kept, pc.invert(pc.is_in(batch["error"], value_set=pa.array(sorted(SETTLED)))))
+            if keys is not None:
+                kept = pc.and_(kept, pc.is_in(batch["key"], value_set=pa.array(sorted(keys), pa.string())))
+            rows = batch.filter(kept)
+            for shard, key in zip(rows["shard"].to_pylist(), rows["key"].to_pylist(), strict=True):
+                found.setdefault(shard, []).append(key)
+        return {shard: frozenset(names) for shard, names in found.items()}
+
+    def _write(self, rows: pa.Table) -> int:
+        if rows.num_rows:
+            rows = rows.select(REJECTS.names).cast(REJECTS).sort_by([(name, "ascending") for name in ("shard", "key", "stage", "revision")])
+            append_rows(rows, self.uri, _ROWS_PER_FILE, self.storage_options)
+        return int(rows.num_rows)
 
     def resolve(self, keys: pa.Table | Iterable[tuple[str, str]], stage: str) -> int:
         """Take back what was refused and is a row now; returns how many refusals that were.
@@ -137,6 +168,15 @@ class RejectLog:
             condition += f" and location in ({quoted(shard_uris)})"
         rows = dataset.to_table(columns=["location"], filter=condition, with_row_id=True)
         self._delete(rows.filter(pc.is_in(rows["location"], value_set=pa.array(shard_uris, pa.string())))["_rowid"])
+
+    def forget_shards(self, shards: Sequence[str], stage: str) -> None:
+        """Take back all refusals of shards, by their ids: another content has taken their place."""
+        dataset = open_dataset(self.uri, storage_options=self.storage_options)
+        if dataset is None or not shards:
+            return
+        selection = Selection(stage=stage, shards=shards if len(shards) <= _LONGEST_LIST else ())
+        rows = dataset.to_table(columns=["shard"], filter=selection.condition(), with_row_id=True)
+        self._delete(rows.filter(pc.is_in(rows["shard"], value_set=pa.array(shards, pa.string())))["_rowid"])
 
     def read(self) -> pa.Table:
         """All of them."""
@@ -183,47 +223,6 @@ class RejectLog:
         found: list[dict[str, Any]] = dataset.to_table(columns=REJECTS.names, filter=condition, limit=number).to_pylist()
         return found
 
-    def export(
-        self,
-        target: str,
-        selection: Selection = ALL,
-        export_format: ExportFormat | None = None,
-        storage_options: Mapping[str, str] | None = None,
-    ) -> int:
-        """Write them to a file that appears when it is whole; returns how many.
-
-        Args:
-            target: a path, or a URI that fsspec knows. `.gz` at the end compresses JSON lines and CSV.
-            selection: which.
-            export_format: default: by the ending of `target`.
-            storage_options: of the target; default: the table's.
-
-        Raises:
-            ValueError: the format cannot be told from the ending.
-        """
-        zipped = target.endswith(".gz")
-        ending = target.removesuffix(".gz").rsplit(".", 1)[-1].lower()
-        kind = export_format or ("jsonl" if ending == "ndjson" else ending)
-        if kind not in get_args(ExportFormat):
-            raise ValueError(f"cannot tell the format of {target!r}: name it .jsonl, .csv or .parquet")
-        folder, _, name = target.rpartition("/")
-        files = Files(
-            folder or ("/" if target.startswith("/") else "."), self.storage_options if storage_options is None else storage_options
-        )
-        rows = 0
-        try:
-            with contextlib.ExitStack() as stack:
-                sink: Any = stack.enter_context(files.create(name))
-                if zipped and kind != "parquet":
-                    sink = stack.enter_context(gzip.GzipFile(fileobj=sink, mode="wb", mtime=0))
-                writer = stack.enter_context(_WRITERS[kind](sink))
-                for batch in self.select(selection):
-                    writer.write_batch(batch)
-                    rows += batch.num_rows
-        except OSError as error:
-            raise explain(error, target) from error
-        return rows
-
     def _matching(self, stage: str, identities: pa.Table, columns: list[str]) -> pa.Table:
         """Refusals of a stage of the given (shard, key), with their `_rowid`."""
         schema = pa.schema([*(REJECTS.field(name) for name in columns), pa.field("_rowid", pa.uint64())])
@@ -252,31 +251,18 @@ class RejectLog:
         return len(ids)
 
 
-def _joined(rows: pa.Table) -> pa.Array:
-    """Shard and key as one string, which is the fastest thing to look up."""
-    joined = pc.binary_join_element_wise(rows["shard"], rows["key"], "\0")
+def _joined(rows: pa.Table, names: Sequence[str] = ("shard", "key")) -> pa.Array:
+    """Some columns as one string, which is the fastest thing to look up."""
+    joined = pc.binary_join_element_wise(*(rows[name].cast(pa.string()) for name in names), "\0")
     return joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined
 
 
-class _JsonLines:
-    """Batches as lines of JSON."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-
-    def __enter__(self) -> _JsonLines:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        return
-
-    def write_batch(self, batch: pa.RecordBatch) -> None:
-        """Write one line a row."""
-        self._file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in batch.to_pylist()).encode())
+def _first_of_each(rows: pa.Table, names: Sequence[str]) -> pa.Table:
+    """The first row of each different value of some columns."""
+    _, first = np.unique(_joined(rows, names).dictionary_encode().indices.to_numpy(), return_index=True)
+    return rows.take(pa.array(np.sort(first)))
 
 
-_WRITERS: dict[str, Callable[[Any], Any]] = {
-    "jsonl": _JsonLines,
-    "csv": lambda file: pyarrow.csv.CSVWriter(file, REJECTS),
-    "parquet": lambda file: pq.ParquetWriter(file, REJECTS),
-}
+def _without(rows: pa.Table, known: pa.Table, names: Sequence[str]) -> pa.Table:
+    """The rows that are not known, by the values of some columns."""
+    return rows.filter(pc.invert(pc.is_in(_joined(rows, names), value_set=_joined(known, names))))

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from mtv_core.data.schema import REJECTS
 from mtv_core.report import Reject, RejectClass
 from mtv_core.store.dataset import append_rows
+from mtv_core.store.reject_export import export
 from mtv_core.store.rejects import ALL, RejectLog, Selection
 
 
@@ -29,6 +30,10 @@ def refusal(key: str, error: str = "NoCaption", shard: str = "s0", stage: str = 
     where = f"/in_put/{shard}.tar#{key}" if key else f"/in_put/{shard}.tar"
     fields = {"location": where, "message": f"{error} of {key}"} | more
     return Reject(shard=shard, key=key, stage=stage, error=error, revision=revision, **fields)
+
+
+def rows_of(*rejects: Reject) -> pa.Table:
+    return pa.Table.from_pylist([reject.model_dump(mode="json") for reject in rejects], schema=REJECTS)
 
 
 @pytest.fixture
@@ -88,8 +93,10 @@ class TestSelect:
         assert (log.exists(), log.count(), log.groups(), log.counts()) == (False, 0, [], {})
         assert log.read().schema == REJECTS
         assert log.resolve([("s", "k")], "ingest") == 0
-        assert log.append([], again=True) == 0
-        assert log.export(str(tmp_path / "none.csv")) == 0
+        assert log.append([]) == 0
+        assert log.replace({}, "ingest", REJECTS.empty_table()) == 0
+        assert log.samples_to_retry("ingest") == {}
+        assert export(log, str(tmp_path / "none.csv")) == 0
         assert (tmp_path / "none.csv").read_text().startswith('"uid"')
 
 
@@ -98,7 +105,7 @@ class TestExport:
         log.append([*MANY, refusal("é\n,\"'", "Ünicode")])
         expected = log.read().to_pylist()
         for name in ("all.jsonl", "all.jsonl.gz", "all.csv", "all.csv.gz", "all.parquet"):
-            assert log.export(str(tmp_path / "new" / name)) == len(expected)
+            assert export(log, str(tmp_path / "new" / name)) == len(expected)
         lines = (tmp_path / "new" / "all.jsonl").read_text().splitlines()
         assert [json.loads(line) for line in lines] == expected
         assert gzip.decompress((tmp_path / "new" / "all.jsonl.gz").read_bytes()) == (tmp_path / "new" / "all.jsonl").read_bytes()
@@ -113,12 +120,12 @@ class TestExport:
         import fsspec
 
         log.append(MANY)
-        assert log.export("memory://out/some.jsonl", Selection(reasons=["NoCaption"])) == 3
+        assert export(log, "memory://out/some.jsonl", Selection(reasons=["NoCaption"])) == 3
         assert len(fsspec.filesystem("memory").cat("/out/some.jsonl").splitlines()) == 3
 
     def test_an_unknown_ending(self, log: RejectLog, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"\.jsonl, \.csv or \.parquet"):
-            log.export(str(tmp_path / "all.xlsx"))
+            export(log, str(tmp_path / "all.xlsx"))
 
 
 class TestRetry:
@@ -129,14 +136,30 @@ class TestRetry:
 
     def test_a_second_refusal_takes_the_place_of_the_first(self, log: RejectLog) -> None:
         log.append(MANY)
-        assert log.append([refusal("1", "TooSmall", revision="r2"), refusal("9")], again=True) == 2
-        assert state(log) == sorted(
-            [(r.shard, r.key, r.stage, r.error, 1) for r in MANY[1:]]
-            + [("s0", "1", "ingest", "TooSmall", 2), ("s0", "9", "ingest", "NoCaption", 1)]
-        )
-        assert log.append([refusal("1", "TooSmall", revision="r2")], again=True) == 1
-        assert ("s0", "1", "ingest", "TooSmall", 3) in state(log)
-        assert log.count(Selection(attempt=2)) == 1
+        tried = {"s0": ["1", "2", "9"]}
+        refused = rows_of(refusal("1", "TooSmall", revision="r2"), refusal("9"), refusal("", "TruncatedShard", revision="r2"))
+        assert log.replace(tried, "ingest", refused) == 2
+        expected = [(r.shard, r.key, r.stage, r.error, 1) for r in MANY[2:]]
+        expected += [("s0", "1", "ingest", "TooSmall", 2), ("s0", "9", "ingest", "NoCaption", 1), ("s0", "", "ingest", "TruncatedShard", 1)]
+        assert state(log) == sorted(expected), "2 is a row now"
+        log.replace(tried, "ingest", refused)
+        assert [row[1:] for row in state(log) if row[0] == "s0" and row[2] == "ingest"] == [
+            ("", "ingest", "TruncatedShard", 1), ("1", "ingest", "TooSmall", 3), ("3", "ingest", "BrokenImage", 1),
+            ("9", "ingest", "NoCaption", 2),
+        ]  # fmt: skip
+        assert log.count(Selection(attempt=2)) == 2
+
+    def test_worth_trying_again(self, log: RejectLog) -> None:
+        log.append([*MANY, refusal("7", "Duplicate"), refusal("8", "Forgotten", shard="s1")])
+        assert log.samples_to_retry("ingest") == {"s0": {"1", "2", "3"}, "s1": {"1"}, "o'clock": {"it's 100%_*"}}
+        assert log.samples_to_retry("ingest", ["NoCaption"], ["1"]) == {"s0": {"1"}, "s1": {"1"}}
+        assert log.samples_to_retry("ingest", ["Duplicate"]) == {"s0": {"7"}}
+        assert log.samples_to_retry("ingest", ["TruncatedShard"]) == {}, "a shard is tried by ingest itself"
+
+    def test_a_shard_with_another_content(self, log: RejectLog) -> None:
+        log.append(MANY)
+        log.forget_shards(["s0", *(f"x{i}" for i in range(2000))], "ingest")
+        assert [(row[0], row[2]) for row in state(log)] == [("o'clock", "ingest"), ("s0", "depth"), ("s1", "ingest"), ("s1", "ingest")]
 
     def test_resolved_ones_are_gone(self, log: RejectLog) -> None:
         log.append(MANY)
@@ -155,19 +178,21 @@ class TestRetry:
     def test_killed_between_its_two_commits(self, log: RejectLog) -> None:
         log.append(MANY)
         program = (
-            "import sys; from mtv_core.report import Reject; from mtv_core.store.rejects import RejectLog; "
-            "RejectLog(sys.argv[1]).append([Reject.model_validate_json(sys.argv[2])], again=True)"
+            "import sys; from mtv_core.report import Reject; from mtv_core.store.reject_export import export
+from mtv_core.store.rejects import RejectLog, REJECTS, pa; "
+            "rows = pa.Table.from_pylist([Reject.model_validate_json(sys.argv[2]).model_dump(mode='json')], schema=REJECTS); "
+            "RejectLog(sys.argv[1]).replace({'s0': ['1', '2']}, 'ingest', rows)"
         )
         again = refusal("1", "TooSmall")
         killed = subprocess.run(
             [sys.executable, "-c", program, log.uri, again.model_dump_json()],
-            env=os.environ | {"MTV_FAULT": "rejects.raised"}, cwd=Path(__file__).parents[2], check=False,
+            env=os.environ | {"MTV_FAULT": "rejects.replaced"}, cwd=Path(__file__).parents[2], check=False,
         )  # fmt: skip
         assert killed.returncode != 0
         assert log.count() == len(MANY) + 1
-        assert log.append([again], again=True) == 0
+        log.replace({"s0": ["1", "2"]}, "ingest", rows_of(again))
         assert ("s0", "1", "ingest", "TooSmall", 2) in state(log)
-        assert log.count() == len(MANY)
+        assert log.count() == len(MANY) - 1
 
     @settings(max_examples=15, deadline=None)
     @given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("123"), st.sampled_from(["append", "again", "resolve"])), max_size=8))
@@ -179,7 +204,9 @@ class TestRetry:
                 log.resolve([(shard, key)], "ingest")
                 expected.pop((shard, key), None)
             else:
-                log.append([refusal(key, shard=shard)], again=step == "again")
+                again = step == "again"
+                new = refusal(key, shard=shard)
+                log.replace({shard: [key]}, "ingest", rows_of(new)) if again else log.append([new])
                 expected[shard, key] = expected.get((shard, key), 0) + 1 if step == "again" else expected.get((shard, key), 1)
         assert {(row[0], row[1]): row[4] for row in state(log)} == expected
         assert log.count() == len(expected)
