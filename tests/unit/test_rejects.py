@@ -178,8 +178,7 @@ class TestRetry:
     def test_killed_between_its_two_commits(self, log: RejectLog) -> None:
         log.append(MANY)
         program = (
-            "import sys; from mtv_core.report import Reject; from mtv_core.store.reject_export import export
-from mtv_core.store.rejects import RejectLog, REJECTS, pa; "
+            "import sys; from mtv_core.report import Reject; from mtv_core.store.rejects import RejectLog, REJECTS, pa; "
             "rows = pa.Table.from_pylist([Reject.model_validate_json(sys.argv[2]).model_dump(mode='json')], schema=REJECTS); "
             "RejectLog(sys.argv[1]).replace({'s0': ['1', '2']}, 'ingest', rows)"
         )
