@@ -150,7 +150,7 @@ class TestWebdataset:
             for size in (block, block + 100):
                 path.write_bytes(whole[:size])
                 samples, rejects = everything(path)
-                assert [(r.key, r.error) for r in rejects] == [("", "TruncatedShard")], size
+                assert [(r.key, r.error) for r in rejects] == [("", "TruncatedShard" if size >= 512 else "UnreadableShard")], size
                 assert samples == full[: len(samples)]
                 # A sample is known to be whole once the first file of the next one was read.
                 assert len(samples) == max(sum(stop <= size for stop in ends) - 1, 0), size
@@ -172,7 +172,7 @@ class TestWebdataset:
         path = tmp_path / "0.tar"
         path.write_bytes(content)
         samples, rejects = everything(path)
-        assert (samples, [r.error for r in rejects]) == ([], ["TruncatedShard"])
+        assert (samples, [r.error for r in rejects]) == ([], ["UnreadableShard"])
 
     def test_an_unwritable_name_is_no_obstacle(self, tmp_path: Path) -> None:
         path = tmp_path / "0.tar"

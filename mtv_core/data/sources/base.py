@@ -30,6 +30,13 @@ class ShardRef:
         return hashlib.sha256(f"{self.uri}\0{self.identity}".encode()).hexdigest()[:32]
 
 
+@dataclass
+class Digest:
+    """The sha256 of a shard, if its reader took it on the way: then the shard was read to its end, and `content_hash` says the same."""
+
+    value: str | None = None
+
+
 @dataclass(frozen=True)
 class RawCaption:
     """A caption as received; bytes that should be UTF-8."""
