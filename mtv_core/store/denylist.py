@@ -36,6 +36,7 @@ _KEY_FILE = f"{FOLDER}/deny.key"
 _LIST = re.compile(r"denied-([0-9a-f]{8})\.bin")
 _SHORTEST_KEY = 16
 _PORTS = {"http": 80, "https": 443, "ftp": 21}
+_NORMAL = re.compile(r"https?://(?:[a-z0-9-]+\.)*[a-z0-9-]+/[\w\-.~!$&'()*+,;=:@/]*(?:\?[\w\-.~!$&'()*+,;=:@/?]+)?", re.ASCII)
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 
@@ -46,6 +47,12 @@ def normalise_url(url: str) -> str:
     Path and query are otherwise left alone: to a server another letter there may be another picture. Idempotent.
     """
     url = url.strip()
+    if _NORMAL.fullmatch(url):  # most are, and a table has many
+        return "https" + url[url.index(":") :]
+    return _normalised(url)
+
+
+def _normalised(url: str) -> str:
     try:
         parts = urlsplit(url)
         port = parts.port

@@ -179,6 +179,10 @@ class TestUrl:
     def test_two_places_two_spellings(self, one: str, other: str) -> None:
         assert normalise_url(one) != normalise_url(other)
 
+    @given(st.from_regex(denylist._NORMAL, fullmatch=True))
+    def test_the_short_way_is_the_long_one(self, url: str) -> None:
+        assert normalise_url(url) == denylist._normalised(url)
+
     @given(st.text() | st.from_regex(r"https?://[^\s/]{1,20}(:[0-9]{0,6})?/[^\s]{0,30}", fullmatch=True))
     def test_again_changes_nothing_and_nothing_breaks(self, url: str) -> None:
         assert normalise_url(normalise_url(url)) == normalise_url(url)
