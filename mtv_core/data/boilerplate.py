@@ -1,4 +1,4 @@
-"""Texts that stand where a caption is missing: file names, bare URLs, phrases that pages put there. They match a whole caption or nothing."""
+"""Texts that stand where a caption is missing: file names, bare URLs, phrases that pages put there. They match whole captions only."""
 
 from __future__ import annotations
 
@@ -54,16 +54,17 @@ _KNOWN = frozenset(phrase for line in _PHRASES.splitlines() for phrase in re.spl
 _TRIMMED = " .,:;!?…-–—_*#|/\\()[]{}<>\"'“”‘’«»"
 _LONGEST = max(map(len, _KNOWN))
 
-_ENDING = r"jpe?g|jpe|jfif|png|gif|webp|bmp|tiff?|avif|heic|heif|svg|ico|jxl|raw|cr2|nef|arw|dng|psd|eps|pdf|mp4|mov|avi|webm|html?|php|aspx?|docx?"
+_ENDING = r"jpe?g|jpe|jfif|png|gif|webp|bmp|tiff?|avif|heic|heif|svg|ico|jxl|cr2|nef|dng|psd|eps|pdf|mp4|mov|avi|webm|html?|php|aspx?"
 _SHOT = r"screen ?shot|screen capture|bildschirmfoto|capture d[’']écran|captura de pantalla|whatsapp image|untitled(?: design| image)?"
 _NAME = r"img|image|imag|photo|foto|picture|pic|bild|scan|file"
+_CAMERA = r"img|dsc|dscn|dscf|pict|sdc|mvc|gopr|dji|pxl|vid|wp|fb_img|screenshot"
 _FILE = re.compile(
     rf"[^\s/\\]+\.(?:{_ENDING})"  # a name in one piece: red-car.jpg is for machines
     rf"|(?:{_SHOT}|{_NAME})[\W\d_]*(?:(?:at|um|à|am|pm|copy|final|kopie)[\W\d_]*)*\.(?:{_ENDING})"  # in pieces: 'Image 12 (1).png'
     rf"|(?:{_SHOT})[\W\d_]*\d[\W\d_]*(?:(?:at|um|à|am|pm)[\W\d_]*)*"
-    # What cameras and scripts write: DSC01234, image001.
-    rf"|(?:{_NAME}|dsc|dscn|dscf|pict|sdc|mvc|gopr|dji|pxl|vid|wp|fb_img|screenshot)[-_#]{{0,2}}\d[-_\d]*"
-    r"(?:[-_ ]?(?:copy|edited|edit|hdr|small|large|thumb|\(\d+\)|[a-z]))?"
+    # What cameras and scripts write: DSC01234, IMG 1234, image001.
+    rf"|(?:{_NAME}|{_CAMERA})[-_#]{{0,2}}\d[-_\d]*|(?:{_CAMERA}) \d{{3,}}"
+    rf"|(?:{_NAME}|{_CAMERA})[-_#]{{0,2}}\d[-_\d]*[-_ ]?(?:copy|edited|edit|hdr|small|large|thumb|\(\d+\)|[a-z])"
     r"|p\d{7}|_?mg_\d{3,}|cimg\d{3,}|[a-z]{2,4}_\d{4,}"
     # 'Photo 3 of 5', but not 'Photo 51', which is the name of a photograph
     r"|(?:image|photo|picture|slide|page|bild|foto|figure|item|product image|gallery image|thumbnail) #?\d+ ?(?:of|/|von|de|di|van|из) ?\d+"

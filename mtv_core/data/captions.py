@@ -55,7 +55,7 @@ _BLOCK = (
 )
 _INLINE_TAG = re.compile(rf"</?(?:{_INLINE})(?:\s[^<>]*)?/?>", re.IGNORECASE)
 _BLOCK_TAG = re.compile(rf"</?(?:{_BLOCK})(?:\s[^<>]*)?/?>|<!--[^<>]{{0,500}}-->|<!doctype[^<>]*>", re.IGNORECASE)
-_ROUNDS = 4  # of reading HTML that was written as HTML
+_ROUNDS = 8  # of cleaning; two are enough but for texts made to need more
 
 
 class BadCaptionError(ValueError):
@@ -117,13 +117,14 @@ class Captions:
 
 def clean(text: str, markup: bool = True) -> str:
     """The text in its stored form, on one line; may be empty. `markup`: read HTML."""
-    folded = " ".join(text.split())
-    if folded.isascii():
-        if folded.isprintable() and not (markup and ("&" in folded or "<" in folded)):
-            return folded
-    elif folded.isprintable() and not (markup and ("&" in folded or "<" in folded)):
-        return _normal(folded)
-    return _normal(_readable(text, markup))
+    text = " ".join(text.split())
+    for _ in range(_ROUNDS):
+        if text.isascii() and text.isprintable() and not (markup and ("&" in text or "<" in text)):
+            return text
+        before, text = text, _once(text, markup)
+        if text == before:
+            break
+    return text
 
 
 def choose(received: Sequence[RawCaption], config: CaptionConfig) -> Captions:
@@ -188,29 +189,19 @@ def _extra(patterns: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.IGNORECASE)
 
 
-def _readable(text: str, markup: bool) -> str:
-    """Without what nobody sees, and without markup. What is left may form markup again, hence the rounds."""
-    for _ in range(_ROUNDS):
-        before = text
-        text = _INVISIBLE.sub(_flag, text)
-        if markup and "&" in text:
-            text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), _AMPERSANDS.sub("&", text))
-        if markup and "<" in text:
-            text = _INLINE_TAG.sub("", _BLOCK_TAG.sub(" ", text))
-        if text == before:
-            break
-    return _INVISIBLE.sub(_flag, text)
+def _once(text: str, markup: bool) -> str:
+    """One round. What one step removes may have kept something for an earlier one apart."""
+    text = _INVISIBLE.sub(_flag, _BLANK.sub(" ", text))
+    if markup and "&" in text:
+        text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), _AMPERSANDS.sub("&", text))
+    if markup and "<" in text:
+        text = _INLINE_TAG.sub("", _BLOCK_TAG.sub(" ", text))
+    if not text.isascii():
+        text = _PILE.sub(r"\1", text)
+        if not unicodedata.is_normalized("NFC", text):
+            text = unicodedata.normalize("NFC", text)
+    return " ".join(text.split())
 
 
 def _flag(found: re.Match[str]) -> str:
     return found[1] or ""
-
-
-def _normal(text: str) -> str:
-    """Marks cut, NFC, white space folded."""
-    if text.isascii():
-        return " ".join(text.split())
-    text = _PILE.sub(r"\1", _BLANK.sub(" ", _INVISIBLE.sub(_flag, text)))
-    if not unicodedata.is_normalized("NFC", text):
-        text = unicodedata.normalize("NFC", text)
-    return " ".join(text.split())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import unicodedata
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from mtv_core.data.filters.base import Filter, Received
+from mtv_core.data.filters.words import is_letter
 
 
 class CaptionLetters(Filter, frozen=True):
@@ -21,9 +21,7 @@ class CaptionLetters(Filter, frozen=True):
     def __call__(self, sample: Received) -> str | None:
         """None to keep the sample, else what is wrong with it."""
         text = sample.caption.replace(" ", "")
-        letters = sum(map(str.isalpha, text))
-        if not text.isascii():
-            letters += sum(unicodedata.category(char)[0] == "M" for char in text if not char.isalpha() and char > "\u02ff")
+        letters = sum(map(str.isalpha if text.isascii() else is_letter, text))
         if text and letters >= self.minimum * len(text):
             return None
         return f"{letters} of {len(text)} characters of the caption are letters; a share of at least {self.minimum:g} is kept"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import re
-import unicodedata
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from mtv_core.data.filters.base import Filter, Received
+from mtv_core.data.filters.words import is_letter
 
 ScriptName = Literal[
     "latin", "cyrillic", "greek", "arabic", "hebrew", "armenian", "georgian", "devanagari", "bengali", "gurmukhi", "gujarati", "tamil",
@@ -64,9 +64,8 @@ class Script(Filter, frozen=True):
 
     def __call__(self, sample: Received) -> str | None:
         """None to keep the sample, else what is wrong with it."""
-        letters = [char for char in sample.caption if char.isalpha() or (char > "\u02ff" and unicodedata.category(char) in ("Mn", "Mc"))]
         # Accents that are characters of their own belong to every script.
-        letters = [char for char in letters if not "\u0300" <= char <= "\u036f"]
+        letters = [char for char in sample.caption if is_letter(char) and not "\u0300" <= char <= "\u036f"]
         wanted = sum(1 for char in letters if self._letter.match(char))
         if wanted >= self.minimum * len(letters):
             return None

@@ -1,8 +1,9 @@
-"""Words of any language."""
+"""Words and letters of any language."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 
 # Han, kana, Thai, Lao, Khmer and Myanmar are written without blanks: each of their characters counts as a word.
 _UNSPACED = (
@@ -15,3 +16,10 @@ _WORD = re.compile(f"[{_UNSPACED}]|[^\\W_{_UNSPACED}](?:[^\\s{_UNSPACED}]*[^\\W_
 def words(text: str) -> list[str]:
     """The words of a text in small letters, without the punctuation around them: "Levi's – 501" → ["levi's", "501"]."""
     return _WORD.findall(text.lower())
+
+
+def is_letter(char: str) -> bool:
+    """Whether a character is a letter, or an accent or vowel sign of one. What selects the look of an emoji is none."""
+    if char.isalpha():
+        return True
+    return char >= "\u0300" and not "\ufe00" <= char <= "\ufe0f" and char < "\U000e0000" and unicodedata.category(char) in ("Mn", "Mc")
