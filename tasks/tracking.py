@@ -36,6 +36,7 @@ ALIAS = "champion"
 _METRICS_A_BATCH, _PARAMS_A_BATCH = 1000, 100  # mlflow.utils.validation
 _VALUE_CHARACTERS = 6000
 _SECRET = re.compile(r"secret|token|password|key", re.IGNORECASE)
+_PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".svg"}
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,61 @@ def resume_run(record: RunRecord, config: PipelineConfig, trained: StageRef) -> 
     tracked = start_run(record, config, trained)
     tracked.end("FINISHED")
     return tracked
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A run of ours in MLflow that was given some rows, and what of it may show them or stem from them."""
+
+    run_id: str
+    name: str
+    url: str
+    pictures: list[str]  # artifacts of the run that are pictures
+    models: list[str]  # '<name> <version>' of registered models, '@<alias>' if it has one
+
+
+def traces(table: str, tags: Sequence[str], run_ids: Sequence[str]) -> list[Trace]:
+    """Runs that were given a table under one of some tags, and the named ones that are there. Nothing is changed.
+
+    Raises:
+        ConnectionError: nothing answers at the tracking URI, or there is no record at all.
+    """
+    uri = tracking_uri()
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        raise ConnectionError(f"there is no record of any run at {uri}")
+    client = _client()
+    found = {tracked.run_id: tracked for run_id in run_ids if (tracked := _find(client, [run_id])) is not None}
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    experiments = [experiment.experiment_id] if experiment is not None else []
+    for tag in tags if experiments else ():
+        token = None
+        while True:
+            page = client.search_runs(experiments, f"tags.`mtv.tag` = '{tag}'", max_results=1000, page_token=token)
+            for run in page:
+                if run.data.tags.get("mtv.table") == table:
+                    found[run.info.run_id] = Tracked(client, run.info.run_id, run.info.experiment_id)
+            token = page.token
+            if not token:
+                break
+    return [_trace(tracked) for tracked in found.values()]
+
+
+def _trace(tracked: Tracked) -> Trace:
+    client, run_id = tracked.client, tracked.run_id
+    models = []
+    for version in client.search_model_versions(f"run_id = '{run_id}'"):
+        aliases = "".join(f" @{alias}" for alias in client.get_model_version(version.name, version.version).aliases)
+        models.append(f"{version.name} {version.version}{aliases}")
+    name = client.get_run(run_id).info.run_name or run_id
+    return Trace(run_id, name, tracked.url, sorted(_pictures(client, run_id, "")), sorted(models))
+
+
+def _pictures(client: MlflowClient, run_id: str, folder: str) -> Iterator[str]:
+    for item in client.list_artifacts(run_id, folder or None):
+        if item.is_dir:
+            yield from _pictures(client, run_id, item.path)
+        elif Path(item.path).suffix.lower() in _PICTURE_SUFFIXES:
+            yield item.path
 
 
 def run_url(experiment_id: str, run_id: str) -> str:

@@ -31,7 +31,7 @@ _UID, _SHA256 = re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])"), re.compile
 _URL = re.compile(r"https?://[^\s'\"<>)\]\\]+")
 _DATASETS = ("samples.lance", "rejects.lance", "shards.lance")
 _STAGING = "_staging"
-_LOCK = re.compile(r"lock", re.IGNORECASE)
+_LOCK = re.compile(r"_locks|.*\.lock")
 
 
 def delete(table: Table, uri: str, positions: Mapping[int, Collection[int]]) -> int:
@@ -117,7 +117,7 @@ def strays(table: Table, uri: str) -> list[str]:
 
 def staged(table: Table) -> list[str]:
     """What is staged, without the locks: names relative to the table."""
-    return [f"{_STAGING}/{name}" for name in table.files.names(_STAGING) if not _LOCK.search(name)]
+    return [f"{_STAGING}/{name}" for name in table.files.names(_STAGING) if not _LOCK.fullmatch(name)]
 
 
 def sweep_staging(table: Table) -> int:
@@ -142,7 +142,7 @@ def pictures(table: Table, key: DenyKey, uids: Collection[bytes], denied: Denyli
 def _others(table: Table) -> Iterator[str]:
     """All files of the table that are neither data, staged, experts nor our own."""
     for top in table.files.names(""):
-        if top in (*_DATASETS, _STAGING, FOLDER, "_experts") or _LOCK.search(top):
+        if top in (*_DATASETS, _STAGING, FOLDER, "_experts") or _LOCK.fullmatch(top):
             continue
         if table.files.local:
             here = Path(table.files.path(top))

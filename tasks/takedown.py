@@ -1,0 +1,86 @@
+"""Takedown: samples out of a table for good; and where copies and traces of them may be, which nobody removes by himself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from mtv_core.store import takedown_runs
+from mtv_core.store.table import Table
+from mtv_core.store.takedown_runs import RunUse
+from tasks import tracking
+from tasks.tracking import Trace
+
+_PAGE = 200  # the server gives no more at once
+_PICTURE_INSIDE = "data:image/"
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A Prefect artifact that shows pictures."""
+
+    id: str
+    key: str
+    description: str
+    flow_run_id: str
+
+
+@dataclass
+class Traces:
+    """Where rows that are taken down have been, outside the table. `problems` says who could not be asked."""
+
+    runs: list[RunUse] = field(default_factory=list)
+    exports: list[dict[str, object]] = field(default_factory=list)  # datasets that `mtv data export` wrote
+    mlflow: list[Trace] = field(default_factory=list)
+    prefect: list[Preview] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def traces(table: Table, tags: dict[str, int], prefect_api: str | None) -> Traces:
+    """Runs, exports and previews made from tags (tag → rows of it that go). Asks the servers that answer, and changes nothing."""
+    found = Traces()
+    if not tags:
+        return found
+    found.runs, found.problems = takedown_runs.uses(table.uri, tags)
+    found.exports = takedown_runs.exports(table, tags)
+    try:
+        found.mlflow = tracking.traces(table.uri, sorted(tags), [use.mlflow_run_id for use in found.runs if use.mlflow_run_id])
+    except Exception as error:  # whatever is wrong with it, the takedown goes on
+        found.problems.append(f"MLflow could not be asked: {error}")
+    flow_runs = [use.prefect_flow_run_id for use in found.runs if use.prefect_flow_run_id]
+    if flow_runs:
+        try:
+            found.prefect = previews(prefect_api, flow_runs)
+        except Exception as error:
+            found.problems.append(f"Prefect could not be asked about {len(flow_runs)} flow runs: {error}")
+    return found
+
+
+def previews(prefect_api: str | None, flow_run_ids: Sequence[str]) -> list[Preview]:
+    """Artifacts of flow runs that are pictures, or texts with pictures inside.
+
+    Raises:
+        ConnectionError: no server is known. What the client raises: it does not answer.
+    """
+    if prefect_api is None:
+        raise ConnectionError("no server is known: `mtv up` starts one here, PREFECT_API_URL names another")
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterType
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    wanted = ArtifactFilter(
+        flow_run_id=ArtifactFilterFlowRunId(any_=[UUID(flow_run_id) for flow_run_id in flow_run_ids]),
+        type=ArtifactFilterType(any_=["image", "markdown"]),
+    )
+    found: list[Preview] = []
+    with temporary_settings({PREFECT_API_URL: prefect_api}), get_client(sync_client=True) as client:
+        offset = 0
+        while page := client.read_artifacts(artifact_filter=wanted, limit=_PAGE, offset=offset):
+            offset += len(page)
+            found += [
+                Preview(str(artifact.id), artifact.key or "", artifact.description or "", str(artifact.flow_run_id))
+                for artifact in page
+                if artifact.type == "image" or _PICTURE_INSIDE in str(artifact.data)
+            ]
+    return found
