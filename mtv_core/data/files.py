@@ -165,8 +165,10 @@ class Files:
         Raises:
             FileNotFoundError: it is not there.
         """
-        with self.open(name) as file:
-            return file.read()
+        if self.local:
+            return Path(self.path(name)).read_bytes()
+        files, path = self._remote(name)  # by one GET, so that a file which is replaced just now is the old or the new one
+        return bytes(files.cat_file(path))
 
     def open(self, name: str) -> IO[bytes]:
         """Open for reading; seekable."""
