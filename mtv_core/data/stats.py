@@ -3,7 +3,7 @@
 Addition is associative and commutative, exactly: every number is an integer, a minimum or a maximum. So it matters neither how the work
 was cut nor in which order it finished. Two things are approximate, and say so:
 
-- quantiles come from bins of a sixteenth of an octave, so they are at most 2.2 % off;
+- quantiles are the smallest value of a bin of 1/32 octave, so they are at most 2.2 % too small, and exact where few values are frequent;
 - licences and domains are counted exactly while there are at most 1024 different ones. Beyond that their shares are those of a uniform
   sample of 512 rows (the ones of smallest uid, which is a hash): the standard error of a share of 10 % is 1.3 points.
 """
@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field
 from mtv_core.reasons import counts_as_failure
 from mtv_core.report import Reject
 
-BINS = 16  # an octave
+BINS = 32  # an octave
 DISTINCT = 1024  # different values up to which a tally is exact
 SAMPLE = 512  # rows a tally knows when there are more
 _LONGEST = 80  # letters of a tallied value
@@ -47,9 +47,10 @@ class _Sum(BaseModel, frozen=True, extra="forbid"):
 
 
 class Histogram(BaseModel, frozen=True, extra="forbid"):
-    """Positive numbers in logarithmic bins; bin b holds those whose nearest power of 2^(1/16) is the b-th."""
+    """Positive numbers in logarithmic bins; bin b holds those from 2^(b/32) to below 2^((b+1)/32)."""
 
     bins: dict[int, int] = Field(default_factory=dict, description="bin → how many")
+    lows: dict[int, float] = Field(default_factory=dict, description="bin → the smallest of them")
     total: int | None = Field(0, description="sum of the values, where they are whole numbers")
     low: float | None = Field(None, description="smallest value")
     high: float | None = Field(None, description="largest value")
@@ -60,18 +61,21 @@ class Histogram(BaseModel, frozen=True, extra="forbid"):
         if not len(values):
             return cls()
         assert values.min() > 0, values.min()
-        bins, counts = np.unique(np.floor(np.log2(values) * BINS + 0.5).astype(np.int64), return_counts=True)
+        values = np.sort(values)
+        bins, first, counts = np.unique(np.floor(np.log2(values) * BINS).astype(np.int64), return_index=True, return_counts=True)
         return cls(
             bins=dict(zip(bins.tolist(), counts.tolist(), strict=True)),
+            lows=dict(zip(bins.tolist(), values[first].astype(np.float64).tolist(), strict=True)),
             total=int(values.sum()) if np.issubdtype(values.dtype, np.integer) else None,
-            low=float(values.min()),
-            high=float(values.max()),
+            low=float(values[0]),
+            high=float(values[-1]),
         )
 
     def __add__(self, other: Histogram) -> Histogram:
         ends = [(one.low, one.high) for one in (self, other) if one.low is not None and one.high is not None]
         return Histogram(
             bins=_sum(self.bins, other.bins),
+            lows={place: min(one.lows[place] for one in (self, other) if place in one.lows) for place in {**self.lows, **other.lows}},
             total=self.total + other.total if self.total is not None and other.total is not None else None,
             low=min((low for low, _ in ends), default=None),
             high=max((high for _, high in ends), default=None),
@@ -88,13 +92,13 @@ class Histogram(BaseModel, frozen=True, extra="forbid"):
         return self.total / self.count if self.total is not None and self.bins else None
 
     def quantile(self, q: float) -> float | None:
-        """The smallest value that at least a share q of the values does not exceed, at most 2.2 % off. None if there are no values."""
-        if self.low is None or self.high is None:
+        """The smallest value that at least a share q of the values does not exceed, or one at most 2.2 % below. None if there are none."""
+        if not self.bins:
             return None
         places = sorted(self.bins)
         reached = np.cumsum([self.bins[place] for place in places])
         place = places[int(np.searchsorted(reached, max(1.0, np.ceil(q * self.count))))]
-        return float(min(max(2.0 ** (place / BINS), self.low), self.high))
+        return self.high if q == 1 else self.lows[place]
 
 
 class Tally(BaseModel, frozen=True, extra="forbid"):
@@ -127,6 +131,11 @@ class Tally(BaseModel, frozen=True, extra="forbid"):
             counts=counts if counts is not None and len(counts) <= DISTINCT else None,
             sample=sorted({*self.sample, *other.sample})[:SAMPLE],
         )
+
+    def anonymous(self) -> Tally:
+        """The same shares without what names rows, to be shown and not added any more."""
+        sample = [] if self.exact else [(str(i), value) for i, (_, value) in enumerate(self.sample)]
+        return self.model_copy(update={"sample": sample})
 
     @property
     def exact(self) -> bool:

@@ -34,6 +34,7 @@ class Selection:
     shards: Sequence[str] = ()  # ids
     location: str | None = None  # how the location begins; * stands for anything
     attempt: int | None = None  # at least so many times refused
+    samples: bool | None = None  # True: only of samples, False: only of shards
 
     def condition(self) -> str | None:
         """As an SQL filter; None for all."""
@@ -44,6 +45,7 @@ class Selection:
             escaped = self.location.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_").replace("*", "%")
             parts.append(f"location like {quoted([escaped + '%'])}")
         parts += [f"attempt >= {self.attempt}"] if self.attempt is not None else []
+        parts += [f"key {'<>' if self.samples else '='} ''"] if self.samples is not None else []
         return " and ".join(parts) or None
 
 

@@ -68,6 +68,8 @@ class TestSelect:
             (Selection(location="*s1.tar#"), 1),
             (Selection(location="/in_put/o'clock.tar#it's 100%_"), 1),
             (Selection(attempt=2), 0),
+            (Selection(samples=True), 6),
+            (Selection(samples=False, stage="ingest"), 1),
             (Selection(stage="ingest", reasons=["NoCaption"], location="/in_put/s0"), 2),
         ],
     )

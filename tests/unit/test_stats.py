@@ -152,10 +152,12 @@ class TestHistogram:
     @given(st.lists(st.floats(1e-3, 1e9), min_size=1, max_size=50), st.floats(0, 1))
     def test_quantiles_are_close(self, values: list[float], q: float) -> None:
         found = Histogram.of(np.array(values)).quantile(q)
-        assert found == pytest.approx(np.quantile(values, q, method="inverted_cdf"), rel=0.0221)
+        exact = np.quantile(values, q, method="inverted_cdf")
+        assert found is not None
+        assert exact / 1.0221 <= found <= exact
 
-    def test_powers_of_two_are_exact(self) -> None:
-        assert Histogram.of(np.array([1, 256, 512, 768])).quantile(0.75) == 512
+    def test_frequent_values_are_exact(self) -> None:
+        assert Histogram.of(np.array([1, 256, 640, 768])).quantile(0.75) == 640
         assert Histogram.of(np.array([0.5, 1.0, 1.0])).quantile(0.5) == 1.0
 
     def test_of_nothing(self) -> None:
