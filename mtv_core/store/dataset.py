@@ -5,17 +5,22 @@ Nothing in Lance is idempotent: the same fragments committed twice double the ro
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import lance
 import pyarrow as pa
 from lance import LanceDataset, LanceOperation
+from lance.commit import CommitConflictError
 from lance.fragment import FragmentMetadata, write_fragments
 
+from mtv_core.data.files import lance_options
+
 STORAGE_VERSION = "2.2"  # of data files
+_ATTEMPTS = 20
 _FULL = re.compile(r"no space left|disk quota|file too large|os error (28|27|122)\b", re.IGNORECASE)
 _READ_ONLY = re.compile(r"read-only file system|permission denied|access ?denied|os error (30|13|1)\b|not a directory", re.IGNORECASE)
 
@@ -35,7 +40,7 @@ def explain(error: Exception, uri: str) -> OSError:
 def open_dataset(uri: str, version: int | str | None = None, storage_options: Mapping[str, str] | None = None) -> LanceDataset | None:
     """The dataset, at its latest version or a given one or a tag; None if there is no such thing."""
     try:
-        return lance.dataset(uri, version=version, storage_options=dict(storage_options or {}) or None)
+        return lance.dataset(uri, version=version, storage_options=lance_options(uri, storage_options))
     except (ValueError, OSError) as error:
         if re.search(r"was not found|does not exist", str(error)):
             return None
@@ -55,7 +60,7 @@ def write(
             mode="append" if exists else "create",
             max_rows_per_file=max_rows_per_file,
             data_storage_version=STORAGE_VERSION,
-            storage_options=dict(storage_options or {}) or None,
+            storage_options=lance_options(uri, storage_options),
             enable_stable_row_ids=not exists,
         )
     except OSError as error:
@@ -72,6 +77,15 @@ def published_files(dataset: LanceDataset) -> set[str]:
     return {file.path for fragment in dataset.get_fragments() for file in fragment.data_files()}
 
 
+class RowsAddedError(OSError):
+    """Somebody else added rows since the caller looked: decide again, with these in sight."""
+
+
+def last_fragment(dataset: LanceDataset | None) -> int | None:
+    """Highest fragment id, which tells whether rows were added since; -1 without fragments, None without a dataset."""
+    return None if dataset is None else max((fragment.fragment_id for fragment in dataset.get_fragments()), default=-1)
+
+
 def publish(
     fragments: Sequence[FragmentMetadata], schema: pa.Schema, uri: str, storage_options: Mapping[str, str] | None = None
 ) -> LanceDataset:
@@ -79,25 +93,90 @@ def publish(
 
     Safe to call again after a kill or an uncertain answer. A creation never replaces a table that appeared meanwhile: Lance refuses it with
     `read_version=0`, but only without retries, since a retry takes the other's version for its own. Stable row ids are chosen at creation.
+
+    Raises:
+        OSError: the dataset cannot be written.
     """
-    options = dict(storage_options or {}) or None
-    dataset = open_dataset(uri, storage_options=storage_options)
+    return _publish(fragments, schema, uri, storage_options)
+
+
+def publish_unless_added(
+    fragments: Sequence[FragmentMetadata], schema: pa.Schema, uri: str, seen: int | None, storage_options: Mapping[str, str] | None = None
+) -> LanceDataset:
+    """`publish`, unless somebody else added rows since the caller looked: compare and swap, so that no lock has to be trusted to the end.
+
+    Two appends never conflict in Lance. So the fragments come by an Update which also puts the first fragment in its own place, unchanged,
+    and two updates of one fragment do conflict. Labels written at the same time come through: theirs rebase on an update that modified no
+    column, and if they were first, on that very fragment, we look and try again. `tests/contract` holds all of this. A dataset that has
+    lost all its fragments has none to put in its place: there the lock alone is what two committers meet.
+
+    Args:
+        fragments: as their writers returned them.
+        schema: of a dataset that is made now.
+        uri: of the dataset.
+        seen: what `last_fragment` said when the caller looked.
+        storage_options: of its store.
+
+    Raises:
+        RowsAddedError: somebody did. Nothing was published.
+        OSError: the dataset cannot be written.
+    """
+
+    def check(dataset: LanceDataset | None) -> None:
+        if last_fragment(dataset) != seen:
+            raise RowsAddedError(f"others added rows to {uri} meanwhile; run again, it goes on from here")
+
+    return _publish(fragments, schema, uri, storage_options, check)
+
+
+def _publish(
+    fragments: Sequence[FragmentMetadata],
+    schema: pa.Schema,
+    uri: str,
+    storage_options: Mapping[str, str] | None,
+    check: Callable[[LanceDataset | None], None] | None = None,
+) -> LanceDataset:
     try:
-        if dataset is None:
-            create = LanceOperation.Overwrite(schema, list(fragments))
-            try:
-                return LanceDataset.commit(uri, create, read_version=0, max_retries=0, storage_options=options, enable_stable_row_ids=True)
-            except OSError:
-                dataset = open_dataset(uri, storage_options=storage_options)
-                if dataset is None:  # else another committer was first: append to what it made
-                    raise
-        known = published_files(dataset)
-        new = [fragment for fragment in fragments if not data_files([fragment]) <= known]
-        if not new:
-            return dataset
-        return LanceDataset.commit(dataset, LanceOperation.Append(new), read_version=dataset.version, storage_options=options)
+        for _ in range(_ATTEMPTS):
+            dataset = open_dataset(uri, storage_options=storage_options)
+            known = published_files(dataset) if dataset is not None else set()
+            new = [fragment for fragment in fragments if not data_files([fragment]) <= known]
+            if dataset is not None and not new:
+                return dataset
+            if check is not None:
+                check(dataset)
+            with contextlib.suppress(CommitConflictError):
+                return _commit(dataset, new, schema, uri, storage_options, alone=check is not None)
+        raise OSError(f"others write to {uri} all the time; run again")
+    except RowsAddedError:
+        raise
     except OSError as error:
         raise explain(error, uri) from error
+
+
+def _commit(
+    dataset: LanceDataset | None,
+    fragments: list[FragmentMetadata],
+    schema: pa.Schema,
+    uri: str,
+    storage_options: Mapping[str, str] | None,
+    alone: bool,
+) -> LanceDataset:
+    """One try. Raises CommitConflictError if somebody else came between in a way that matters."""
+    options = lance_options(uri, storage_options)
+    if dataset is None:
+        create = LanceOperation.Overwrite(schema, fragments)
+        try:
+            return LanceDataset.commit(uri, create, read_version=0, max_retries=0, storage_options=options, enable_stable_row_ids=True)
+        except OSError as error:
+            if open_dataset(uri, storage_options=storage_options) is None:
+                raise
+            raise CommitConflictError("another committer made it first") from error
+    operation: LanceOperation.BaseOperation = LanceOperation.Append(fragments)
+    first = min(dataset.get_fragments(), key=lambda fragment: fragment.fragment_id, default=None)
+    if alone and first is not None:
+        operation = LanceOperation.Update(updated_fragments=[first.metadata], new_fragments=fragments, update_mode="rewrite_columns")
+    return LanceDataset.commit(dataset, operation, read_version=dataset.version, storage_options=options)
 
 
 def append_rows(rows: pa.Table, uri: str, max_rows_per_file: int, storage_options: Mapping[str, str] | None = None) -> LanceDataset:

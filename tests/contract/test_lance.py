@@ -284,6 +284,83 @@ class TestLabels:
             assert len(column(uri, "uid")) == 10
 
 
+class TestComparedAppends:
+    """Fragments that come with an Update of the first fragment which changes nothing: an append that conflicts with its like."""
+
+    @staticmethod
+    def add(uri: str, table: pa.Table, read_version: int | None = None) -> LanceDataset:
+        before = lance.dataset(uri, version=read_version)
+        operation = LanceOperation.Update(
+            updated_fragments=[before.get_fragments()[0].metadata], new_fragments=fragments(uri, table), update_mode="rewrite_columns"
+        )
+        return LanceDataset.commit(uri, operation, read_version=before.version)
+
+    def test_it_adds_rows_and_touches_none(self, uri: str) -> None:
+        lance.dataset(uri).delete("uid = 'u1'")
+        lance.dataset(uri).update_config({"mtv.accepted.depth": "r1"})
+        columns = ["uid", "depth_rev", "_row_created_at_version", "_row_last_updated_at_version"]
+        before = lance.dataset(uri).to_table(columns=columns, with_row_id=True)
+        version = self.add(uri, rows(10, 12)).version
+        after = lance.dataset(uri).to_table(columns=columns, with_row_id=True)
+        assert after.slice(0, 9) == before
+        assert after.slice(9).to_pylist() == [
+            {"uid": f"u{n}", "depth_rev": None, "_row_created_at_version": version, "_row_last_updated_at_version": version, "_rowid": n}
+            for n in (10, 11)
+        ]
+        assert [fragment.fragment_id for fragment in lance.dataset(uri).get_fragments()] == [0, 1, 2, 3]
+        assert lance.dataset(uri).config() == {"mtv.accepted.depth": "r1"}
+
+    def test_the_second_of_two_conflicts(self, uri: str) -> None:
+        version = lance.dataset(uri).version
+        self.add(uri, rows(10, 12), version)
+        with pytest.raises(CommitConflictError):
+            self.add(uri, rows(12, 14), version)
+        assert column(uri, "uid") == [f"u{n}" for n in range(12)]
+
+    @pytest.mark.parametrize("attempt", range(3))
+    def test_one_of_several_at_once_wins(self, uri: str, attempt: int) -> None:
+        version, failures = lance.dataset(uri).version, list[BaseException]()
+
+        def run(number: int) -> None:
+            try:
+                self.add(uri, rows(100 * number, 100 * number + 2), version)
+            except CommitConflictError as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=run, args=(number,)) for number in range(1, 5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(failures) == 3
+        assert lance.dataset(uri).count_rows() == 12
+
+    @pytest.mark.parametrize("fragment", [0, 1])
+    def test_labels_rebase_on_it(self, uri: str, fragment: int) -> None:
+        version = lance.dataset(uri).version
+        self.add(uri, rows(10, 12), version)
+        replace(uri, [group(uri, fragment, depth(4))], version)
+        assert [n for n, revision in enumerate(column(uri, "depth_rev")) if revision] == [4 * fragment + n for n in range(4)]
+        assert column(uri, "uid") == [f"u{n}" for n in range(12)]
+
+    def test_it_rebases_on_labels_but_of_the_first_fragment(self, uri: str) -> None:
+        version = lance.dataset(uri).version
+        replace(uri, [group(uri, 1, depth(4))], version)
+        self.add(uri, rows(10, 12), version)
+        assert column(uri, "depth_rev") == [None] * 4 + ["r1"] * 4 + [None] * 4
+        version = lance.dataset(uri).version
+        replace(uri, [group(uri, 0, depth(4))], version)
+        with pytest.raises(CommitConflictError):
+            self.add(uri, rows(12, 14), version)
+        assert column(uri, "depth_rev") == ["r1"] * 8 + [None] * 4
+
+    def test_a_plain_append_goes_unseen(self, uri: str) -> None:
+        version = lance.dataset(uri).version
+        append(uri, rows(20, 22))
+        self.add(uri, rows(10, 12), version)  # why nobody appends samples plainly
+        assert lance.dataset(uri).count_rows() == 14
+
+
 class TestReading:
     def test_stale_rows_by_address(self, uri: str) -> None:
         replace(uri, [group(uri, 0, depth(4, "r2")), group(uri, 1, depth(4, "r1"))])
