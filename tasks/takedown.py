@@ -6,14 +6,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from mtv_core.store import takedown_runs
+from mtv_core.executor import Progress
+from mtv_core.ingest_config import IngestConfig
+from mtv_core.store import takedown, takedown_runs
 from mtv_core.store.table import Table
+from mtv_core.store.takedown_journal import Journal
+from mtv_core.store.takedown_request import Request
 from mtv_core.store.takedown_runs import RunUse
 from tasks import tracking
 from tasks.tracking import Trace
 
 _PAGE = 200  # the server gives no more at once
 _PICTURE_INSIDE = "data:image/"
+
+
+def forget(table: Table, request: Request, reason: str, ingest: IngestConfig, progress: Progress) -> list[Journal]:
+    """Take samples down, and write the table's card anew. Raises as `mtv_core.store.takedown.run`."""
+    journals = takedown.run(table, request, reason, progress)
+    _refresh(table, ingest)
+    return journals
+
+
+def resume(table: Table, ingest: IngestConfig, progress: Progress) -> list[Journal]:
+    """Finish takedowns that were killed. Raises as `mtv_core.store.takedown.run`."""
+    journals = takedown.resume(table, progress)
+    if journals:
+        _refresh(table, ingest)
+    return journals
+
+
+def _refresh(table: Table, ingest: IngestConfig) -> None:
+    """The dataset card has numbers of rows that are gone."""
+    if table.exists() and table.files.exists("README.md"):
+        from mtv_core import ingest_report
+
+        ingest_report.refresh_card(table, ingest)
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,9 @@ def leave(table: Table) -> None:
         "reports/i/leaks.html": b"<img src='data:image/jpeg;base64,abc'>",
         "reports/i/card.md": f"the longest caption is that of {row(3)['uid']}".encode(),
         "reports/i/urls.csv": b"url\nhttp://example.org/3.jpg\n",
+        "reports/i/report.json": b'{"example": "s3://bucket/00000.tar#000003: cannot be read"}',
+        "reports/i/report.md": b"* `s3://bucket/x.tar#000004: cannot be read`, * s3://bucket/00000.tar#000003",
+        "reports/j/report.json": b'{"example": "s3://bucket/00000.tar#000002: cannot be read"}',
         "reports/i/stats.json": json.dumps({"rows": 24, "sample": row(4)["uid"], "image": row(4)["sha256"]}).encode(),
         "_experts/depth/preview.png": b"an expert's own",
     }.items():

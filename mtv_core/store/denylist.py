@@ -30,7 +30,7 @@ FOLDER = "_takedowns"
 KEY_VARIABLE = "MTV_DENY_KEY"
 SIZE = 16  # bytes of an entry
 
-Kind = Literal["image", "url", "uid", "reject"]
+Kind = Literal["image", "url", "uid", "reject", "place"]  # the last two are for the journal of a takedown
 
 _KEY_FILE = f"{FOLDER}/deny.key"
 _LIST = re.compile(r"denied-([0-9a-f]{8})\.bin")

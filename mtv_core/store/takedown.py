@@ -44,6 +44,7 @@ class Plan:
     request: Request
     found: Found = field(default_factory=Found)
     rejects: FoundRejects = field(default_factory=FoundRejects)
+    places: set[str] = field(default_factory=set)  # where a person finds the samples: shard#key
     tags: dict[str, TagLoss] = field(default_factory=dict)
     earlier: dict[str, int] = field(default_factory=dict)
     fragments: int = 0  # of the latest version, to be rewritten
@@ -86,6 +87,8 @@ def plan(table: Table, request: Request) -> Plan:
     snapshot = Snapshot(table)
     found.found = takedown_find.find(snapshot, request)
     found.rejects = takedown_rejects.find(table, request, found.found)
+    shards = table.ledger.uris() if found.found.rows else {}
+    found.places = found.rejects.places | {f"{shards.get(row.shard)}#{row.key}" for row in found.found.rows.values()}
     known = Denylist.load(table)
     found.denied_before = sum(known.has(kind, value) for kind, value in _asked(request))
     if found.found.rows:
@@ -100,8 +103,8 @@ def plan(table: Table, request: Request) -> Plan:
         found.versions = sum(int(version["version"]) not in kept for version in table.dataset().versions())
     key = DenyKey(secrets.token_bytes(32))  # of this plan alone: nothing is written
     denied = Denylist((*known.lists, (key, denylist.hashes(key, found.denied))))
-    uids = denylist.unpack(denylist.hashes(key, {"uid": found.found.rows}))
-    found.files = takedown_erase.staged(table) + takedown_erase.pictures(table, key, uids, denied)
+    hashes = denylist.unpack(denylist.hashes(key, {"uid": found.found.rows, "place": found.places}))
+    found.files = takedown_erase.staged(table) + takedown_erase.pictures(table, key, hashes, denied)
     return found
 
 
@@ -152,6 +155,7 @@ def _journal(table: Table, wanted: Plan, key: DenyKey, reason: str) -> Journal:
         key_id=key.id,
         rows=encode(denylist.hashes(key, {"uid": wanted.found.rows})),
         rejects=encode(denylist.hashes(key, {"reject": wanted.rejects.identities})),
+        places=encode(denylist.hashes(key, {"place": wanted.places})),
         denied=encode(entries),
         tags=wanted.tags,
         earlier=wanted.earlier,
@@ -199,7 +203,8 @@ def _finish(table: Table, journal: Journal, lease: locks.Lease, progress: Progre
             journal.bytes_removed += takedown_erase.clean(table, uri)
             fault_point("takedown.cleaned")
         journal.files += takedown_erase.sweep_staging(table)
-        for name in takedown_erase.pictures(table, key, rows, Denylist.load(table)):
+        hashes = rows | denylist.unpack(decode(journal.places))
+        for name in takedown_erase.pictures(table, key, hashes, Denylist.load(table)):
             table.files.remove(name)
             journal.files += 1
             fault_point("takedown.swept")

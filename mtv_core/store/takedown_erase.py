@@ -29,6 +29,7 @@ _TEXTS = {".json", ".jsonl", ".html", ".htm", ".md", ".txt", ".csv", ".yaml", ".
 _PICTURE_INSIDE = b"data:image/"
 _UID, _SHA256 = re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])"), re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _URL = re.compile(r"https?://[^\s'\"<>)\]\\]+")
+_PLACE = re.compile(r"[^\s\"'<>`]+#[^\s\"'<>`]+|(?<=\")[^\"\n]+(?=\")|(?<=`)[^`\n]+(?=`)")  # a location: shard#key, or all between quotes
 _DATASETS = ("samples.lance", "rejects.lance", "shards.lance")
 _STAGING = "_staging"
 _LOCK = re.compile(r"_locks|.*\.lock")
@@ -131,12 +132,18 @@ def sweep_staging(table: Table) -> int:
     return len(names)
 
 
-def pictures(table: Table, key: DenyKey, uids: Collection[bytes], denied: Denylist) -> list[str]:
+def pictures(table: Table, key: DenyKey, hashes: Collection[bytes], denied: Denylist) -> list[str]:
     """Files of reports that show pictures, or name what is taken down: relative to the table.
 
     Nobody can tell who is on a picture of many; the next report draws it anew. Figures and texts without a name in them stay.
+
+    Args:
+        table: where.
+        key: of the hashes.
+        hashes: keyed hashes of uids, and of the places where a person finds the samples.
+        denied: the deny-list, with what is taken down.
     """
-    return [name for name in _others(table) if _shows(table, name, key, uids, denied)]
+    return [name for name in _others(table) if _shows(table, name, key, hashes, denied)]
 
 
 def _others(table: Table) -> Iterator[str]:
@@ -154,7 +161,7 @@ def _others(table: Table) -> Iterator[str]:
             yield from sorted(f"{top}{inner[len(path) :]}" for inner in files.find(path))
 
 
-def _shows(table: Table, name: str, key: DenyKey, uids: Collection[bytes], denied: Denylist) -> bool:
+def _shows(table: Table, name: str, key: DenyKey, hashes: Collection[bytes], denied: Denylist) -> bool:
     suffix = Path(name).suffix.lower()
     if suffix in _PICTURES:
         return True
@@ -165,10 +172,17 @@ def _shows(table: Table, name: str, key: DenyKey, uids: Collection[bytes], denie
         return True
     text = content.decode(errors="replace")
     return (
-        any(key.hash("uid", uid) in uids for uid in set(_UID.findall(text)))
+        any(key.hash("uid", uid) in hashes for uid in set(_UID.findall(text)))
+        or any(key.hash("place", place) in hashes for found in set(_PLACE.findall(text)) for place in (found, *_cut(found)))
         or any(denied.has("image", sha256) for sha256 in set(_SHA256.findall(text)))
         or any(denied.has("url", normalise_url(url)) for url in set(_URL.findall(text)))
     )
+
+
+def _cut(text: str) -> list[str]:
+    """What stands before the message in 'location: message'."""
+    parts = text.split(": ")
+    return [": ".join(parts[:end]).rstrip(":,.;") for end in range(1, len(parts) + 1)]
 
 
 def reject_names(table: Table, key: DenyKey, uids: Collection[bytes]) -> bool:

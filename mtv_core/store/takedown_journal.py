@@ -43,6 +43,7 @@ class Journal(BaseModel, extra="forbid"):
     key_id: str = Field(description="id of the key of the hashes below")
     rows: str = Field("", description="keyed hashes of uids, base64; emptied at the end")
     rejects: str = Field("", description="keyed hashes of refusals, base64; emptied at the end")
+    places: str = Field("", description="keyed hashes of where the samples came from, base64; emptied at the end")
     denied: str = Field("", description="entries for the deny-list, base64; emptied at the end")
     tags: dict[str, TagLoss] = Field(default_factory=dict, description="tags with rows that go")
     earlier: dict[str, int] = Field(default_factory=dict, description="tags that had them and were dropped before → rows")
@@ -60,7 +61,7 @@ class Journal(BaseModel, extra="forbid"):
 
     def ended_now(self) -> Journal:
         """The same, done: only the numbers are kept."""
-        self.rows = self.rejects = self.denied = ""
+        self.rows = self.rejects = self.places = self.denied = ""
         self.state, self.ended = "done", datetime.now(UTC)
         return self
 

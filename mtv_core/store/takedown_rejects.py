@@ -26,6 +26,7 @@ class FoundRejects:
 
     identities: set[str] = field(default_factory=set)
     copies: set[str] = field(default_factory=set)  # uids of samples refused as copies of those that go
+    places: set[str] = field(default_factory=set)  # where they are
     named: dict[str, set[str]] = field(default_factory=dict)  # kind → entries that a refusal names
 
 
@@ -67,6 +68,7 @@ def find(table: Table, request: Request, found: Found) -> FoundRejects:
             if not entries and row["survivor"] not in uids and not same_place:
                 continue
             result.identities.add(identity(row))
+            result.places.add(row["location"])
             for kind, entry in entries:
                 result.named.setdefault(kind, set()).add(entry)
             if row["uid"] is not None and row["uid"] not in found.rows:

@@ -97,7 +97,7 @@ class TestGone:
     def test_reports_keep_their_figures(self, table: Table) -> None:
         forget(table, uids=[uid(3)])
         left = {str(path.relative_to(table.uri)) for path in Path(table.uri, "reports").rglob("*") if path.is_file()}
-        assert left == {"reports/i/stats.json"}
+        assert left == {"reports/i/stats.json", "reports/j/report.json"}
         assert Path(table.uri, "_experts/depth/preview.png").exists()
 
     def test_refusals(self, table: Table) -> None:
@@ -315,7 +315,7 @@ class TestDryRun:
         assert {loss.removed for loss in plan.tags.values()} == {2, 3}
         assert plan.fragments == 3
         assert plan.versions == len(table.dataset().versions()) - 1
-        reports = {f"reports/i/{name}" for name in ("gallery.jpg", "leaks.html", "card.md", "urls.csv")}
+        reports = {f"reports/i/{name}" for name in ("gallery.jpg", "leaks.html", "card.md", "urls.csv", "report.json", "report.md")}
         assert set(plan.files) == {"_staging/ingest", "_staging/labels", *reports}
 
     def test_says_what_is_done_then(self, table: Table) -> None:
