@@ -22,11 +22,11 @@ def number(value: float) -> str:
 
 def size(num_bytes: float) -> str:
     """Bytes as people read them: 980 B, 12.3 KB, 4.5 GB."""
-    for unit in ("B", "KB", "MB", "GB"):
+    for unit in ("B", "KB", "MB", "GB", "TB"):
         if abs(num_bytes) < 1000:
             return f"{num_bytes:.3g} {unit}"
         num_bytes /= 1000
-    return f"{num_bytes:.3g} TB"
+    return f"{num_bytes:.3g} PB"
 
 
 def share(part: float, whole: float) -> str:
