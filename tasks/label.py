@@ -7,6 +7,7 @@ from PIL import Image
 from mtv_core.config import PipelineConfig
 from mtv_core.executor import Progress
 from mtv_core.report import StageRef
+from mtv_core.store import tombstones
 from mtv_core.store.table import Table
 from tasks.cluster import connect
 from tasks.run import Run, stage_key
@@ -66,9 +67,7 @@ def current(run: Run, tag: str | None = None) -> StageRef:
     table = Table.open(run.table, run.config.table.storage_options)
     if tag is not None:
         if tag not in table.tags():
-            raise FileNotFoundError(
-                f"the table {run.table} has no tag {tag!r}; it has {', '.join(sorted(table.tags())) or 'none: run `mtv label`'}"
-            )
+            raise tombstones.missing(table, tag)
         return _ref(run, table.tags()[tag], tag, table.tag_revisions(tag))
     revisions = {expert: accepted.revision for expert, accepted in table.accepted().items()}
     name = table.tag(revisions)
