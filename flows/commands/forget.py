@@ -154,6 +154,7 @@ def _say(table: Table, plan: Plan | None, journals: list[Journal], traces: Trace
         }
         typer.echo(json.dumps(document, indent=2))
         return
+    out.print(f"table      {escape(table.uri)}")
     if plan is not None:
         _plan(plan)
     for journal in journals:
@@ -205,9 +206,8 @@ def _journal(journal: Journal) -> None:
 
 
 def _traces(traces: Traces) -> None:
-    if not (traces.runs or traces.exports or traces.mlflow or traces.prefect or traces.problems):
-        return
-    out.print("\nNothing below was removed. These worked with tags that had the rows:")
+    if traces.runs or traces.exports or traces.mlflow or traces.prefect:
+        out.print("\nNothing below is removed. It was made from tags that had the rows:")
     for use in traces.runs:
         running = " [yellow]running now: it fails when its rows go[/]" if use.status == "running" else ""
         out.print(f"run        {use.run_id}  {', '.join(use.tags)}{'  trained on it' if use.trained else ''}{running}")
