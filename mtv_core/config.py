@@ -20,6 +20,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from mtv_core.compute import ComputeConfig
 from mtv_core.data.sources.config import SourceConfig
+from mtv_core.data.uris import CREDENTIAL
 from mtv_core.evaluation.config import EvaluateConfig
 from mtv_core.export.config import ExportConfig
 from mtv_core.ingest_config import IngestConfig
@@ -41,7 +42,7 @@ def _as_list(value: Any) -> Any:
 Sources = Annotated[list[SourceConfig], BeforeValidator(_as_list)]
 
 
-class PipelineConfig(BaseModel, frozen=True, extra="forbid"):
+class PipelineConfig(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True):
     """What `mtv/full-pipeline` does, resolved."""
 
     sources: Sources = Field(min_length=1, description="where the image-text data is: paths, globs, s3://, blocks://; one or a list")
@@ -207,7 +208,7 @@ def _line(problem: Any, root: type[BaseModel]) -> str:
     if problem["type"] == "missing":
         return f"{key} is missing"
     given = problem.get("input")
-    shown = f" (got {given!r})" if isinstance(given, (str, int, float, bool, type(None))) else ""
+    shown = f" (got {given!r})" if isinstance(given, (str, int, float, bool, type(None))) and problem["type"] != CREDENTIAL else ""
     return f"{key}: {problem['msg'].removeprefix('Value error, ')}{shown}"
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urlsplit
 
 import fsspec
 
+from mtv_core.data.uris import check_uri
 from mtv_core.settings import is_local
 
 # Lance's names of storage options → s3fs's. The rest of the options has no meaning for small files.
@@ -27,30 +26,6 @@ _S3 = {
     "token": ("aws_session_token", "session_token", "token"),
 }
 _S3_SCHEMES = ("s3://", "s3a://")
-# What a signed URL of S3, GCS, Azure or CloudFront carries: whoever has it has the file.
-_SIGNATURE = re.compile(r"(?i)(?:^|&)(?:x-amz-(?:signature|security-token|credential)|x-goog-signature|signature|sig|awsaccesskeyid)=")
-
-
-def check_uri(uri: str) -> str:
-    """The URI, unless a credential is part of it: URIs are written to the ledger, to run folders and to MLflow.
-
-    Raises:
-        ValueError: it has `user:password@`, or a signature. The message does not repeat it.
-    """
-    if is_local(uri):
-        return uri
-    parts = urlsplit(uri)
-    if "@" in parts.netloc:
-        raise ValueError(
-            f"the {parts.scheme}:// URI has a user or a password before its '@', and URIs are written to reports and to MLflow; "
-            "give credentials by the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, …) or fsspec's configuration"
-        )
-    if _SIGNATURE.search(parts.query):
-        raise ValueError(
-            f"the URI of {parts.scheme}://{parts.netloc}{parts.path} is signed: its signature is a credential, and URIs are written to "
-            "reports and to MLflow; read it by its plain URI, with credentials from the environment"
-        )
-    return uri
 
 
 def _first(options: Mapping[str, str], names: tuple[str, ...]) -> str | None:

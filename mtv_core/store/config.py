@@ -6,13 +6,15 @@ import re
 
 from pydantic import BaseModel, Field, field_validator
 
+from mtv_core.data.uris import PlainUri
+
 _SECRET = re.compile(r"secret|token|password|access_key|account_key", re.IGNORECASE)
 
 
-class TableConfig(BaseModel, frozen=True, extra="forbid"):
+class TableConfig(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True):
     """The place of one table: samples, rejects, the ledger of shards, and what is staged."""
 
-    uri: str = Field(
+    uri: PlainUri = Field(
         "auto",
         description="folder or URI (s3://…, gs://…) of the table; a relative path lies in MTV_HOME; 'auto': tables/<hash of the sources>",
     )

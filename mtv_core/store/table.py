@@ -21,7 +21,7 @@ import pyarrow as pa
 from lance import LanceDataset, LanceFragment
 from pydantic import BaseModel
 
-from mtv_core.data.files import Files
+from mtv_core.data.files import Files, lance_options
 from mtv_core.data.schema import LABELS, SAMPLES, label_schema
 from mtv_core.report import Reject
 from mtv_core.store import labels, tombstones
@@ -86,8 +86,8 @@ class Table:
 
     @property
     def lance_options(self) -> dict[str, str] | None:
-        """Storage options as Lance takes them."""
-        return dict(self.storage_options) or None
+        """Storage options as Lance takes them. May hold credentials of fsspec's configuration: never to be written anywhere."""
+        return lance_options(self.uri, self.storage_options)
 
     def exists(self) -> bool:
         """Whether it has rows."""

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from mtv_core.data.uris import PlainUri
+
 Format = Literal["auto", "webdataset", "parquet", "imagefolder", "coco", "arrow"]
 
 
@@ -20,10 +22,10 @@ class Columns(BaseModel, frozen=True, extra="forbid"):
     license: str | None = Field(None, description="its licence")
 
 
-class SourceConfig(BaseModel, frozen=True, extra="forbid"):
+class SourceConfig(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True):
     """A set of shards with pictures and captions."""
 
-    uri: str = Field(
+    uri: PlainUri = Field(
         description="a file, a folder, a glob or a brace range (shards-{0000..0099}.tar); local, s3://, gs://, http(s)://; "
         "blocks://NAME?samples=N&seed=S makes synthetic ones"
     )
