@@ -6,15 +6,19 @@ import hashlib
 from collections.abc import Iterator, Mapping
 
 from mtv_core.data.sources import finding
+from mtv_core.data.sources.arrow import Arrow
 from mtv_core.data.sources.base import Digest, RawCaption, RawSample, ShardRef
+from mtv_core.data.sources.coco import Coco
 from mtv_core.data.sources.config import SourceConfig
 from mtv_core.data.sources.format import Format
+from mtv_core.data.sources.imagefolder import ImageFolder
+from mtv_core.data.sources.parquet import Parquet
 from mtv_core.data.sources.webdataset import WebDataset
 from mtv_core.report import Reject
 
 __all__ = ["FORMATS", "Digest", "RawCaption", "RawSample", "ShardRef", "SourceConfig", "content_hash", "expand", "read", "source_name"]
 
-FORMATS: dict[str, Format] = {form.name: form for form in (WebDataset(),)}
+FORMATS: dict[str, Format] = {form.name: form for form in (WebDataset(), Parquet(), Arrow(), ImageFolder(), Coco())}
 
 
 def read(

@@ -43,8 +43,8 @@ class Format(ABC):
         """
         return [self._file(file, source, name)]
 
-    def _file(self, file: FileInfo, source: SourceConfig, name: str, root: str = "") -> ShardRef:
-        return ShardRef(file.name, file.identity, file.size, name, self.name, source.columns, root)
+    def _file(self, file: FileInfo, source: SourceConfig, name: str) -> ShardRef:
+        return ShardRef(file.name, file.identity, file.size, name, self.name, source.columns, root=file.name.rpartition("/")[0])
 
     @abstractmethod
     def read(self, shard: ShardRef, max_bytes: int, storage_options: Options = None, digest: Digest | None = None) -> Samples:

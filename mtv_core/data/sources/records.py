@@ -12,6 +12,10 @@ from typing import Any
 from mtv_core.data.sources.base import CaptionKind, RawCaption
 from mtv_core.data.sources.config import Columns
 
+IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")  # extensions, best first
+IMAGE_ENDINGS = tuple(f".{extension}" for extension in IMAGES)
+CAPTION_FILES = ("txt", "caption")  # extensions
+
 # The usual names, best first. Of the web's captions the first that is there is taken, of a model's all.
 WEB = ("caption", "captions", "text", "txt", "TEXT", "alt_text", "sentences")
 SYNTHETIC = (
@@ -138,5 +142,20 @@ class Seen:
 
 
 def printable(name: str) -> str:
-    """A name that may be any bytes, as text."""
-    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    """A name that may be any bytes, or any nonsense that JSON can spell, as text."""
+    try:
+        return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    except UnicodeEncodeError:
+        return name.encode(errors="backslashreplace").decode()
+
+
+def unused(found: Mapping[str, Any], columns: Columns, without: Sequence[str] = ()) -> list[str]:
+    """The names whose values have no place of their own in the table."""
+    web = columns.captions if columns.captions is not None else [name for name in WEB if found.get(name) is not None][:1]
+    taken = {*web, *(SYNTHETIC if columns.synthetic is None else columns.synthetic), *without}
+    for usual, name in ((URL, columns.url), (LICENSE, columns.license)):
+        taken.update([name] if name else [one for one in usual if found.get(one)][:1])
+
+    if columns.image:
+        taken.add(columns.image)
+    return [name for name in found if name not in taken]

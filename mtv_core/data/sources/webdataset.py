@@ -17,11 +17,9 @@ from mtv_core.data.sources.access import Opened, Options, hidden, opened, safe_n
 from mtv_core.data.sources.base import Digest, RawSample, ShardRef
 from mtv_core.data.sources.compression import Compressed, decompressed
 from mtv_core.data.sources.format import Format, Samples, damaged
-from mtv_core.data.sources.records import Seen, document_of, fields, printable
+from mtv_core.data.sources.records import CAPTION_FILES, IMAGES, Seen, document_of, fields, printable
 from mtv_core.report import Reject
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
-CAPTIONS = ("txt", "caption")
 _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)  # key up to the first dot of the base name, extension after it
 _BLOCK = 512
 _MAX_EXTENDED = 1 << 20  # bytes of a long name or a PAX header, which tarfile reads whole
@@ -203,7 +201,7 @@ class _Samples:
         self.problem: str | None = None
         self.seen = Seen()
         self.images = IMAGES if self.columns.image is None else (self.columns.image.lower(),)
-        self.captions = CAPTIONS if self.columns.captions is None else self.columns.captions
+        self.captions = CAPTION_FILES if self.columns.captions is None else self.columns.captions
 
     def add(self, part: _Part | None) -> RawSample | None:
         """The sample before this part, if it is complete now. None: the end."""
@@ -232,7 +230,7 @@ class _Samples:
         image = next((parts[one] for one in self.images if one in parts), None)
         meta = parts.get("json")
         texts = {one: content for one, content in parts.items() if one not in self.images and one != "json" and isinstance(content, bytes)}
-        own = [one for one in CAPTIONS if one in texts]
+        own = [one for one in CAPTION_FILES if one in texts]
         found = fields({**document_of(meta if isinstance(meta, bytes) else None), **texts}, columns, own or None)
         return RawSample(
             key=name,
