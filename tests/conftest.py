@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["s3_server"]  # the fixtures `s3` and `bucket`
+
 # Before anything reads them. A test, or a command it starts, then never touches the state of whoever runs the tests.
 _HOME = Path(tempfile.mkdtemp(prefix="mtv-tests-"))
 os.environ |= {

@@ -11,7 +11,6 @@ from lance.fragment import FragmentMetadata
 
 from mtv_core.store.dataset import RowsAddedError, last_fragment, open_dataset, publish, publish_unless_added, write
 
-pytest_plugins = ["s3_server"]
 SCHEMA = pa.schema([pa.field("uid", pa.string(), nullable=False)])
 
 

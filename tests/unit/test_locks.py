@@ -21,7 +21,6 @@ from mtv_core.store.lock_owner import Owner, myself
 from mtv_core.store.locks import LockLostError, alone, committing, maintenance, writing
 from mtv_core.store.table import Table
 
-pytest_plugins = ["s3_server"]
 ROOT = Path(__file__).parents[2]
 CHILD = """
 import contextlib, random, sys, time
