@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image
 from pictures import encoded, photo
+from PIL import Image
 
 from mtv_core.data.images import ImageLimits, phash, store
 from mtv_core.data.imaging import hashing
