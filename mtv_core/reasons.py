@@ -41,9 +41,9 @@ REASONS: dict[str, Reason] = {
     "UnsupportedImage": Reason(IMAGE, "the file is no image of a known format, whatever its name says", "convert it, or leave it"),
     "BrokenImage": Reason(IMAGE, "the image is cut or damaged", "fetch it again and run again, or leave it"),
     "TooManyPixels": Reason(IMAGE, "the image has more pixels than are decoded", "raise ingest.max_pixels and retry", False),
-    "TooSmall": Reason(IMAGE, "a side of the image is shorter than allowed", "lower the limit in `ingest` and retry, or leave it", False),
+    "TooSmall": Reason(IMAGE, "a side of the image is shorter than allowed", "lower ingest.min_side and retry, or leave it", False),
     "TooElongated": Reason(
-        IMAGE, "the image is longer for its width than allowed", "raise the limit in `ingest` and retry, or leave it", False
+        IMAGE, "the image is longer for its width than allowed", "raise ingest.max_aspect and retry, or leave it", False
     ),
     "NoCaption": Reason(
         CAPTIONS, "the sample has no caption, or an empty one", "add one; for other names of columns set the source's `columns.captions`"

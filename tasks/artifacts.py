@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,12 +14,14 @@ from PIL import Image
 from prefect.artifacts import (
     create_image_artifact,
     create_link_artifact,
+    create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
     update_progress_artifact,
 )
 
 from mtv_core.report import StageRef
+from tasks import reports
 
 
 class ProgressArtifact:
@@ -66,6 +69,40 @@ def picture(key: str, image: Image.Image, description: str) -> None:
     image.convert("RGB").save(buffer, "JPEG", quality=88)
     uri = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
     create_image_artifact(uri, key=key, description=description)
+
+
+def ingest_report(ref: StageRef, storage_options: Mapping[str, str] | None = None) -> None:
+    """What an ingest wrote beside the table: the report as a page, the funnel as a table, and the pictures."""
+    files = reports.read(ref, storage_options)
+    if (text := files.get("report.md")) is not None:
+        create_markdown_artifact(text.decode(), key="ingest-statistics", description=f"What the ingest found: {ref.uri}")
+    if (document := files.get("report.json")) is not None:
+        create_table_artifact(
+            funnel_rows(json.loads(document)["funnel"]),
+            key="ingest-funnel",
+            description="From shards to rows: how many samples each step took",
+        )
+    for name, content in files.items():
+        if name.endswith(".jpg"):
+            title = (
+                "Rows of this ingest, chosen by chance"
+                if name == "gallery.jpg"
+                else name.removesuffix(".jpg").replace("_", " ").capitalize()
+            )
+            picture(f"ingest-{name.removesuffix('.jpg').replace('_', '-')}", Image.open(io.BytesIO(content)), title)
+
+
+def funnel_rows(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Steps of a report, as rows of a table for people."""
+    return [
+        {
+            "step": step["name"],
+            "left": step["left"],
+            "taken": step["lost"],
+            "why": ", ".join(f"{reason} {count}" for reason, count in step["reasons"].items()),
+        }
+        for step in steps
+    ]
 
 
 def link(key: str, url: str, text: str) -> None:

@@ -27,10 +27,11 @@ from mtv_core.data.schema import SAMPLES
 from mtv_core.data.stats import CHEAP, Histogram, IngestStats, SampleStats
 from mtv_core.ingest_config import IngestConfig
 from mtv_core.reasons import REASONS
-from mtv_core.report import Reject, StageReport
+from mtv_core.report import Reject, StageRef, StageReport
 from mtv_core.store import summary
 from mtv_core.store.ledger import LedgerEntry
 from mtv_core.store.table import Table
+from tasks import reports
 
 NASTY = "<script>alert(1)</script> | \"quoted\" & 'more' `code` 日本語 العربية"
 
@@ -343,3 +344,44 @@ class TestCharts:
         assert [ingest_charts.number(n) for n in (0, 12, 1234567, 0.123456)] == ["0", "12", "1\u202f234\u202f567", "0.123"]
         assert [ingest_charts.size(n) for n in (0, 999, 1234, 5.6e9, 7e15)] == ["0 B", "999 B", "1.23 KB", "5.6 GB", "7 PB"]
         assert [ingest_charts.share(n, 10_000) for n in (0, 1, 12, 994, 9999)] == ["0 %", "< 0.1 %", "0.1 %", "9.9 %", "100 %"]
+
+
+class TestOfARun:
+    """What a run shows and keeps of it."""
+
+    @pytest.fixture
+    def ref(self, table: Table) -> StageRef:
+        work = committed(shards=1, received=33, added=30, refused={"NoCaption": 3})
+        work.pictures["evaluation_leaks"] = ingest_gallery.jpeg(Image.new("RGB", (50, 20)))
+        files = ingest_report.write(table, work, IngestConfig(), seconds=2.0)
+        outputs = {f"report/{name}": uri for name, uri in files.items()} | {"notes": "a note"}
+        return StageRef(stage="ingest", run_id="r", uri=table.uri, outputs=outputs)
+
+    def test_copies(self, ref: StageRef, tmp_path: Path) -> None:
+        kept = reports.keep(ref, tmp_path / "run")
+        assert {path.name for path in kept} == {
+            "README.md", "report.html", "report.md", "report.json", "gallery.jpg", "evaluation_leaks.jpg",
+        }  # fmt: skip
+        assert all(path.read_bytes() == Path(ref.outputs[f"report/{path.name}"]).read_bytes() for path in kept)
+        Path(ref.outputs["report/gallery.jpg"]).unlink()
+        assert "gallery.jpg" not in reports.read(ref), "a takedown removed it"
+
+    @pytest.mark.prefect
+    def test_artifacts(self, ref: StageRef, prefect_server: str) -> None:
+        from prefect import flow
+        from prefect.artifacts import Artifact
+
+        from tasks import artifacts
+
+        @flow(name="report")
+        def show() -> None:
+            artifacts.ingest_report(ref)
+
+        show()
+        found = {key: Artifact.get(key) for key in ("ingest-statistics", "ingest-funnel", "ingest-gallery", "ingest-evaluation-leaks")}
+        data = {key: str(artifact.data) for key, artifact in found.items() if artifact is not None}  # type: ignore[union-attr]
+        assert data["ingest-statistics"] == Path(ref.outputs["report/report.md"]).read_text()
+        steps = json.loads(data["ingest-funnel"])
+        assert [(steps[0]["step"], steps[0]["left"]), (steps[-1]["step"], steps[-1]["left"])] == [("received", 33), ("rows added", 30)]
+        assert data["ingest-gallery"].startswith("data:image/jpeg;base64,")
+        assert set(data) == set(found)

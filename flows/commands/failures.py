@@ -1,0 +1,160 @@
+"""`mtv failures`: what was refused, by stage and reason, with what to do; as a file for other programs; and tried again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from flows.commands.console import (
+    Bar,
+    PresetOption,
+    SetOption,
+    SourcesOption,
+    TableOption,
+    bars,
+    err,
+    fail,
+    out,
+    resolve_options,
+)
+from mtv_core.config import Resolved, table_uri
+from mtv_core.reasons import SETTLED
+from mtv_core.report import StageRef
+
+_COLOURS = {"transient": "yellow", "data": "cyan", "bug": "red"}
+_SHARDS = "whole shards are not retried here: `mtv ingest` reads a shard again once it changed, and one that could not be read"
+
+
+def failures(
+    preset: PresetOption = "demo",
+    sources: SourcesOption = None,
+    table: TableOption = None,
+    options: SetOption = None,
+    stage: Annotated[str | None, typer.Option("--stage", help="Only of this stage: ingest, depth, detection.")] = None,
+    reason: Annotated[list[str] | None, typer.Option("--reason", help="Only for this reason; may be repeated.")] = None,
+    reject_class: Annotated[
+        list[str] | None, typer.Option("--class", help="Only those that are transient, data or bug; may be repeated.")
+    ] = None,
+    location: Annotated[str | None, typer.Option("--location", help="Only from shards whose URI begins so; * stands for anything.")] = None,
+    attempt: Annotated[int | None, typer.Option("--attempt", min=1, help="Only those refused at least so many times.")] = None,
+    examples: Annotated[int, typer.Option("--examples", "-n", min=0, max=1000, help="How many of each reason are shown.")] = 2,
+    export: Annotated[str | None, typer.Option("--export", help="Write them to a .jsonl, .csv or .parquet file; path or URI.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The groups as one JSON object.")] = False,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Try them again, after a fix or with new limits: --set ingest.max_pixels=80000000.")
+    ] = False,
+) -> None:
+    """Show what was refused, by stage and reason, and what to do about it."""
+    from mtv_core.store.rejects import RejectGroup, Selection
+    from mtv_core.store.table import Table
+
+    resolved = resolve_options(preset, sources, table, options)
+    opened = Table.create_or_open(table_uri(resolved.config), resolved.config.table.storage_options)
+    if not opened.rejects.exists() and not opened.exists():
+        raise FileNotFoundError(f"there is no table at {opened.uri}; name one with --table, or by its --sources")
+    selection = Selection(stage=stage, reasons=reason or (), classes=_classes(reject_class), location=location, attempt=attempt)
+    groups: list[RejectGroup] = opened.rejects.groups(selection, examples if not (retry or export) else 0)
+    if export:
+        from mtv_core.store.reject_export import export as write
+
+        rows = write(opened.rejects, export, selection)
+        err.print(f"{rows} refusals written to {escape(export)}")
+    elif as_json and not retry:
+        typer.echo(
+            json.dumps({"table": opened.uri, "rows": sum(group.rows for group in groups), "groups": [_plain(one) for one in groups]})
+        )
+    elif not retry:
+        _show(opened.uri, groups)
+    if retry:
+        if location or attempt:
+            raise fail("--retry takes whole reasons: choose by --stage, --reason and --class", 2)
+        _retry(resolved, opened.rejects.groups(replace(selection, samples=True), 0), narrowed=bool(reason), shards=bool(groups))
+        if as_json:
+            left = opened.rejects.groups(selection, examples)
+            typer.echo(
+                json.dumps({"table": opened.uri, "rows": sum(group.rows for group in left), "groups": [_plain(one) for one in left]})
+            )
+
+
+def _classes(names: list[str] | None) -> list[str]:
+    unknown = sorted({*(names or ())} - {*_COLOURS})
+    if unknown:
+        raise ValueError(f"there is no class {unknown[0]!r}; classes are {', '.join(_COLOURS)}")
+    return names or []
+
+
+def _plain(group: Any) -> dict[str, Any]:
+    from mtv_core.data.funnel import describe
+
+    known = describe(group.error, group.stage)
+    return {
+        "stage": group.stage,
+        "reason": group.error,
+        "class": group.reject_class,
+        "rows": group.rows,
+        "what": known.what,
+        "do": known.do,
+        "failure": known.failure,
+        "examples": group.examples,
+    }
+
+
+def _show(uri: str, groups: list[Any]) -> None:
+    from mtv_core.data.funnel import describe
+
+    if not groups:
+        out.print(f"nothing was refused that is meant, in {escape(uri)}")
+        return
+    total = sum(group.rows for group in groups)
+    out.print(f"{total} refusals in {escape(uri)}")
+    width, digits = max(len(group.error) for group in groups), len(str(max(group.rows for group in groups)))
+    stage = None
+    for group in groups:
+        if group.stage != stage:
+            stage = group.stage
+            out.print(f"\n[bold]{escape(stage)}[/]  {sum(one.rows for one in groups if one.stage == stage)}")
+        known = describe(group.error, group.stage)
+        colour = _COLOURS[group.reject_class]
+        out.print(
+            f"  [bold]{escape(group.error):<{width}}[/]  {group.rows:>{digits}}  [{colour}]{group.reject_class:<9}[/]  {escape(known.what)}"
+        )
+        indent = " " * (width + digits + 17)
+        out.print(f"{indent}[green]→[/] {escape(known.do)}")
+        for example in group.examples:
+            again = f" (attempt {example['attempt']})" if example["attempt"] > 1 else ""
+            where = example["location"] or f"{example['shard']}#{example['key']}"
+            out.print(f"{indent}[dim]{escape(where)}{again}: {escape(example['message'][:300])}[/]")
+    out.print("\n[dim]--export FILE writes them, --retry tries them again; see docs/failures.md[/]")
+
+
+def _retry(resolved: Resolved, groups: list[Any], narrowed: bool, shards: bool) -> None:
+    """Try what was chosen again, stage by stage."""
+    from tasks import retry as stages
+    from tasks.run import open_run
+
+    chosen: dict[str, list[str]] = {}
+    for group in groups:
+        if narrowed or group.error not in SETTLED:
+            chosen.setdefault(group.stage, []).append(group.error)
+    if not chosen:
+        if shards and not groups:
+            raise ValueError(_SHARDS)
+        raise ValueError("nothing was refused that is worth another try; name duplicates and the like by --reason")
+    for name, reasons in chosen.items():
+        with open_run(resolved, "retry") as run, bars() as progress:
+            if name == "ingest":
+                ref = run.stage("ingest", "", partial(stages.ingest, run, reasons, Bar(progress, name)))
+            else:
+                ref = run.stage("label", "", partial(stages.label, run, name, reasons, Bar(progress, name)))
+        _say(name, ref)
+
+
+def _say(name: str, ref: StageRef) -> None:
+    report = ref.report
+    done = "new rows" if name == "ingest" else "labelled"
+    out.print(f"{name}: {report.rows_in} tried again, {report.rows_out} {done}, {report.rows_rejected} refused")

@@ -1,0 +1,190 @@
+"""`mtv failures`: groups, exports and retries what was refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from label_tables import QuickExpert, columns, config, make_table
+from typer.testing import CliRunner, Result
+
+from flows.cli import app
+from mtv_core import experts, labelling, labelling_retry, labelling_worker
+from mtv_core.executor import SerialExecutor
+from mtv_core.experts.config import ExpertConfig
+from mtv_core.reasons import REASONS
+from mtv_core.report import Reject, RejectClass
+from mtv_core.store.reopen import fates, reopen
+from mtv_core.store.table import Table
+
+ROOT = Path(__file__).parents[2]
+
+
+def refusal(key: str, error: str = "NoCaption", **more: object) -> Reject:
+    fields = {"stage": "ingest", "location": f"/in/0.tar#{key}", "message": f"[odd] {error} of {key}"} | more
+    return Reject(shard="s", key=key, error=error, **fields)
+
+
+MANY = [
+    *(refusal(f"a{i}") for i in range(5)), refusal("b", "BrokenImage"), refusal("", "TruncatedShard", location="/in/0.tar"),
+    refusal("c", "CaptionWords"), refusal("d", "KeyError", stage="depth", reject_class=RejectClass.BUG, uid="u", location=""),
+]  # fmt: skip
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Table:
+    table = Table(str(tmp_path / "t"))
+    table.rejects.append(MANY)
+    return table
+
+
+def call(table: Table, *arguments: str) -> Result:
+    return CliRunner().invoke(app, ["failures", "--table", table.uri, *arguments])
+
+
+class TestShow:
+    def test_groups(self, table: Table) -> None:
+        result = call(table)
+        assert result.exit_code == 0, result.output
+        lines = [line.strip() for line in result.stdout.splitlines()]
+        assert lines[0].startswith("9 refusals in ")
+        assert [line for line in lines if line in ("depth  1", "ingest  8")] == ["depth  1", "ingest  8"]
+        [no_caption] = [line for line in lines if line.startswith("NoCaption")]
+        assert no_caption.split()[1:3] == ["5", "data"]
+        assert REASONS["NoCaption"].what in no_caption
+        assert f"→ {REASONS['NoCaption'].do}" in lines
+        assert sum("[odd] NoCaption of a" in line for line in lines) == 2, "two examples of each"
+        assert "s#d: [odd] KeyError of d" in lines
+        assert any("the filter caption_words does not want it" in line for line in lines)
+
+    def test_narrowed(self, table: Table) -> None:
+        def shown(*arguments: str) -> dict[str, int]:
+            result = call(table, "--json", *arguments)
+            assert result.exit_code == 0, result.output
+            return {group["reason"]: group["rows"] for group in json.loads(result.stdout)["groups"]}
+
+        assert shown("--stage", "depth") == {"KeyError": 1}
+        assert shown("--reason", "NoCaption", "--reason", "BrokenImage") == {"NoCaption": 5, "BrokenImage": 1}
+        assert shown("--class", "bug") == {"KeyError": 1}
+        assert shown("--location", "/in/*#b") == {"BrokenImage": 1}
+        assert shown("--attempt", "2") == {}
+
+    def test_as_json(self, table: Table) -> None:
+        document = json.loads(call(table, "--json", "--examples", "1").stdout)
+        assert (document["table"], document["rows"]) == (table.uri, 9)
+        [group] = [one for one in document["groups"] if one["reason"] == "NoCaption"]
+        assert set(group) == {"stage", "reason", "class", "rows", "what", "do", "failure", "examples"}
+        assert [example["key"] for example in group["examples"]] == ["a0"]
+
+    def test_nothing_is_meant(self, table: Table) -> None:
+        assert "nothing was refused" in call(table, "--stage", "detection").stdout
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [(("--class", "odd"), "there is no class 'odd'"), (("--export", "x.doc"), "cannot tell the format"),
+         (("--retry", "--location", "/in"), "--retry takes whole reasons"), (("--retry", "--stage", "none"), "nothing was refused")],
+    )  # fmt: skip
+    def test_mistakes_are_said(self, table: Table, arguments: tuple[str, ...], message: str) -> None:
+        result = call(table, *arguments)
+        assert result.exit_code != 0
+        assert message in (result.output if isinstance(result.exception, SystemExit) else str(result.exception))
+
+    def test_shards_are_not_retried(self, table: Table) -> None:
+        assert "mtv ingest" in str(call(table, "--retry", "--reason", "TruncatedShard").exception)
+
+    def test_no_table(self, tmp_path: Path) -> None:
+        result = CliRunner().invoke(app, ["failures", "--table", str(tmp_path / "none")])
+        assert isinstance(result.exception, FileNotFoundError)
+        assert "there is no table" in str(result.exception)
+
+    def test_export(self, table: Table, tmp_path: Path) -> None:
+        result = call(table, "--export", str(tmp_path / "x.jsonl"), "--stage", "ingest")
+        assert result.exit_code == 0, result.output
+        assert "8 refusals written" in result.stderr
+        keys = [json.loads(line)["key"] for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+        assert keys == ["", "a0", "a1", "a2", "a3", "a4", "b", "c"]
+
+
+def test_every_reason_is_in_the_guide() -> None:
+    text = (ROOT / "docs" / "failures.md").read_text()
+    from mtv_core.data.filters import Filter
+
+    assert [name for name in [*REASONS, *(one.reason for one in Filter.__subclasses__())] if f"`{name}`" not in text] == []
+
+
+class TestLabels:
+    """An expert failed on rows for good; they are labelled again."""
+
+    @pytest.fixture
+    def odd(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
+        """Captions on which the depth expert fails; the real experts' place is taken by quick ones."""
+        failing: set[str] = set()
+
+        class Odd(QuickExpert):
+            def __call__(self, images: object, captions: object) -> object:
+                if self.name == "depth" and failing & {*captions}:
+                    raise RuntimeError("odd picture")
+                return super().__call__(images, captions)  # type: ignore[arg-type]
+
+        def load(name: str, expert: ExpertConfig) -> QuickExpert:
+            return Odd(name, expert)
+
+        monkeypatch.setattr(experts, "load", load)
+        labelling_worker._loaded.cache_clear()
+        yield failing
+        labelling_worker._loaded.cache_clear()
+
+    def label(self, table: Table) -> None:
+        labelling.run(table.uri, config(), SerialExecutor())
+
+    def retry(self, table: Table, **fields: object) -> None:
+        labelling_retry.retry(table.uri, config(), SerialExecutor(), stage="depth", **fields)  # type: ignore[arg-type]
+
+    def test_what_works_now_is_labelled_and_the_rest_is_refused_again(self, tmp_path: Path, odd: set[str]) -> None:
+        undisturbed, table = make_table(tmp_path / "u"), make_table(tmp_path / "t")
+        self.label(undisturbed)
+        captions = table.dataset().to_table(columns=["caption"])["caption"].to_pylist()
+        odd |= {captions[0], captions[9], captions[10]}
+        self.label(table)
+        bad = [i for i, caption in enumerate(captions) if caption in odd]
+        assert table.rejects.counts("depth") == {"RuntimeError": len(bad)}
+        odd -= {captions[9], captions[10]}
+        still = sorted(f"{i:05d}" for i, caption in enumerate(captions) if caption in odd)
+        before = columns(table)
+        self.retry(table)
+        after = columns(table)
+        assert {caption for caption, label in zip(after["caption"], after["depth"], strict=True) if label is None} == odd
+        assert after["boxes"] == before["boxes"]
+        left = table.rejects.read().to_pylist()
+        assert sorted((row["key"], row["attempt"]) for row in left) == [(key, 2) for key in still]
+        odd.clear()
+        self.retry(table, reasons=["RuntimeError"])
+        assert table.rejects.count() == 0
+        assert columns(table) == columns(undisturbed)
+        with pytest.raises(ValueError, match="no refusal"):
+            self.retry(table)
+
+    def test_only_rows_that_were_refused_become_stale(self, tmp_path: Path, odd: set[str]) -> None:
+        table = make_table(tmp_path / "t")
+        captions = table.dataset().to_table(columns=["caption"])["caption"].to_pylist()
+        odd |= {captions[3]}
+        self.label(table)
+        uids = table.dataset().to_table(columns=["uid"])["uid"].to_pylist()
+        bad = {uid for uid, caption in zip(uids, captions, strict=True) if caption in odd}
+        revision = table.accepted()["depth"].revision
+        assert fates(table, "depth", set(uids)) == (set(uids) - bad, bad)
+        table.dataset().delete(f"uid = '{uids[5]}'")
+        assert reopen(table, "depth", set(uids)) == len(bad)
+        assert table.stale("depth", revision).num_stale == len(bad)
+        assert fates(table, "depth", set(uids)) == (set(uids) - bad, set())
+        assert reopen(table, "depth", set(uids)) == 0
+        odd.clear()
+        self.retry(table)
+        assert table.rejects.count() == 0
+        assert table.stale("depth", revision).num_stale == 0
+
+    def test_an_expert_that_is_not_configured(self, tmp_path: Path, odd: set[str]) -> None:
+        with pytest.raises(ValueError, match=r"set label\.depth"):
+            labelling_retry.retry(str(tmp_path), config().model_copy(update={"depth": None}), SerialExecutor(), stage="depth")
