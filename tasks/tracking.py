@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from mtv_core.config import PipelineConfig
     from mtv_core.evaluation.suite import Evaluation
+    from mtv_core.store.slice_config import SliceConfig
 
 EXPERIMENT = "mtv"
 ALIAS = "champion"
@@ -70,7 +71,7 @@ def start_run(record: RunRecord, config: PipelineConfig, labelled: StageRef) -> 
     run = client.create_run(experiment_id, run_name=record.run_id, tags={name: value for name, value in tags.items() if value})
     tracked = Tracked(client, run.info.run_id, experiment_id)
     tracked.log_config(config.model_dump(mode="json"))
-    tracked.log_lineage(labelled)
+    tracked.log_lineage(labelled, config.train.data)
     return tracked
 
 
@@ -213,20 +214,25 @@ class Tracked:
             self.client.log_batch(self.run_id, params=params[start : start + _PARAMS_A_BATCH])
         self.client.log_dict(self.run_id, document, "config.yaml")
 
-    def log_lineage(self, labelled: StageRef) -> None:
-        """Record the table, its version and tag, and the revisions of the experts behind its labels."""
+    def log_lineage(self, labelled: StageRef, part: SliceConfig) -> None:
+        """Record the table, its version and tag, which part of it, and the revisions of the experts behind its labels."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         source = {"uri": labelled.uri, "version": labelled.version, "tag": labelled.tag, "expert_revisions": labelled.revisions}
+        digest = labelled.tag or str(labelled.version)
+        if not part.whole:  # of two data sets with one digest MLflow keeps the first
+            source["slice"] = part.model_dump(exclude_defaults=True)
+            digest = f"{digest}-{part.digest}"
         dataset = Dataset(
             name=Path(labelled.uri).name or labelled.uri,
-            digest=labelled.tag or str(labelled.version),
+            digest=digest,
             source_type="lance",
             source=json.dumps(source),
             profile=json.dumps({"rows": labelled.report.rows_in}) if labelled.report.rows_in else None,
         )
         self.client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
         tags = {"mtv.table": labelled.uri, "mtv.table_version": labelled.version, "mtv.tag": labelled.tag}
+        tags["mtv.slice"] = None if part.whole else str(part)
         tags |= {f"mtv.expert.{expert}": revision for expert, revision in labelled.revisions.items()}
         for name, value in tags.items():
             if value is not None:

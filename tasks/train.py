@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mtv_core.config import PipelineConfig
+from mtv_core.config import PipelineConfig, table_uri
 from mtv_core.executor import Progress
 from mtv_core.report import StageRef, StageReport
 from tasks import tracking
@@ -18,8 +18,10 @@ def check(config: PipelineConfig) -> None:
     """Refuse a configuration that could not be trained.
 
     Raises:
-        ValueError: a label an objective needs is not made by any expert.
+        ValueError: a label an objective needs is not made by any expert; the slice's condition is none over the table's columns.
     """
+    if config.train.data.where is not None:
+        _check_where(config)
     objectives = config.train.objectives
     for objective, expert in (("grounding", "detection"), ("depth", "depth")):
         if getattr(objectives, objective) is not None and getattr(config.label, expert) is None:
@@ -27,6 +29,18 @@ def check(config: PipelineConfig) -> None:
                 f"the objective {objective} learns from labels of the {expert} expert, which label.{expert}: null turns off; "
                 f"configure the expert, or set train.objectives.{objective} to null"
             )
+
+
+def _check_where(config: PipelineConfig) -> None:
+    from mtv_core.store.slices import check_where, known_schema
+    from mtv_core.store.table import Table
+
+    # Labels may come between now and the training, so their columns count as being there.
+    table = Table(table_uri(config), config.table.storage_options)
+    try:
+        check_where(config.train.data.where, known_schema(table.dataset().schema if table.exists() else None))
+    except ValueError as error:
+        raise ValueError(f"train.data.where: {error}") from None
 
 
 def key(run: Run, labelled: StageRef) -> str:

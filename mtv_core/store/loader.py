@@ -25,6 +25,8 @@ from PIL import Image
 from mtv_core.data import depth as depth_codec
 from mtv_core.store.loader_config import LoaderConfig
 from mtv_core.store.order import Order
+from mtv_core.store.slice_config import SliceConfig
+from mtv_core.store.slices import Selection
 
 Made = TypeVar("Made")
 _COLUMNS = ("uid", "image", "captions")
@@ -34,8 +36,8 @@ _LABELS: dict[str, tuple[str, ...]] = {"depth": ("depth",), "detection": ("boxes
 class Rows(Protocol):
     """What of a `store.table.View` the loader uses: rows of one version, counted from 0 in the order of a scan."""
 
-    def scan(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """All rows, in order."""
+    def select(self, part: SliceConfig, split: str | None = None) -> Selection:
+        """The rows of a slice."""
         ...
 
     def take(self, indices: Sequence[int], columns: Sequence[str]) -> pa.Table:
@@ -66,10 +68,23 @@ class Row:
         return self.image.nbytes + (0 if self.depth is None else self.depth.nbytes)
 
 
-def train_rows(view: Rows) -> NDArray[np.int64]:
-    """Indices of the rows that may be trained on: those whose split is 'train'."""
-    parts = [np.asarray(pa.compute.equal(batch.column(0), "train")) for batch in view.scan(columns=["split"])]
-    return np.flatnonzero(np.concatenate(parts)) if parts else np.empty(0, np.int64)
+def train_rows(view: Rows, part: SliceConfig | None = None) -> Selection:
+    """The rows that are trained on: those of the slice whose split is 'train'."""
+    return view.select(part or SliceConfig(), "train")
+
+
+def check_enough(rows: Selection, global_batch: int, part: SliceConfig | None = None) -> None:
+    """Refuse to train on less than one batch.
+
+    Raises:
+        ValueError: with what the slice left, step by step.
+    """
+    if len(rows.indices) >= global_batch:
+        return
+    few = f"{len(rows.indices)} rows to train on, fewer than one global batch ({global_batch})"
+    if part is None or part.whole:
+        raise ValueError(f"the table has {few}; ingest more, or lower train.global_batch")
+    raise ValueError(f"train.data ({part}) leaves {few}: {rows}; widen it, or lower train.global_batch")
 
 
 class Loader(Generic[Made]):
@@ -84,6 +99,7 @@ class Loader(Generic[Made]):
         seed: of the order.
         experts: whose labels to read.
         config: speed and memory.
+        part: which of the training rows; None: all.
         rank: which part is ours.
         ranks: number of parts; divides `global_batch`.
 
@@ -100,18 +116,16 @@ class Loader(Generic[Made]):
         seed: int,
         experts: Sequence[str] = (),
         config: LoaderConfig | None = None,
+        part: SliceConfig | None = None,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
         if global_batch % ranks:
             raise ValueError(f"the global batch ({global_batch}) must be a multiple of the number of ranks ({ranks})")
         self.view, self.make, self.config = view, make, config or LoaderConfig()
-        self.rows = train_rows(view)
-        if len(self.rows) < global_batch:
-            raise ValueError(
-                f"the table has {len(self.rows)} rows to train on, fewer than one global batch ({global_batch}); "
-                "ingest more, or lower train.global_batch"
-            )
+        self.selection = train_rows(view, part)
+        self.rows = self.selection.indices
+        check_enough(self.selection, global_batch, part)
         self.order = Order(len(self.rows), seed)
         self.global_batch, self.rank, self.share = global_batch, rank, global_batch // ranks
         self.columns = [*_COLUMNS, *(column for expert in experts for column in _LABELS[expert])]

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from mtv_core.store import slices
 from mtv_core.store.dataset import open_dataset, scanner_options
+from mtv_core.store.slice_config import SliceConfig
 
 if TYPE_CHECKING:
     from lance import LanceDataset
@@ -53,6 +57,14 @@ class View:
         """Number of rows, or of those that meet an SQL condition."""
         return int(self.dataset.count_rows(condition))
 
+    def select(self, part: SliceConfig, split: str | None = None) -> slices.Selection:
+        """The rows of a slice, with the number that each of its steps left. See `slices.select`."""
+        return slices.select(self, part, split)
+
+    def indices(self, part: SliceConfig, split: str | None = None) -> NDArray[np.int64]:
+        """Positions of the rows of a slice, ascending, int64."""
+        return self.select(part, split).indices
+
     def take(self, indices: Sequence[int] | pa.Array, columns: Sequence[str]) -> pa.Table:
         """Rows by position, in the order asked for. Fastest with some hundred sorted positions at once."""
         return self.dataset.take(indices if isinstance(indices, pa.Array) else list(indices), columns=list(columns))
@@ -63,7 +75,13 @@ class View:
         condition: str | None = None,
         with_row_ids: bool = False,
         batch_size: int | None = None,
+        with_row_address: bool = False,
     ) -> Iterator[pa.RecordBatch]:
-        """All rows, or those that meet a condition, in order of position; `_rowid` is stable over labelling and compaction."""
-        options = scanner_options(columns, filter=condition, with_row_id=with_row_ids, batch_size=batch_size)
+        """All rows, or those that meet a condition, in order of position.
+
+        `_rowid` is stable over labelling and compaction; `_rowaddr` says where in this version a row lies.
+        """
+        options = scanner_options(
+            columns, filter=condition, with_row_id=with_row_ids, with_row_address=with_row_address, batch_size=batch_size
+        )
         yield from self.dataset.scanner(**options).to_batches()

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from mtv_core.model.config import ModelConfig
 from mtv_core.objectives.config import ObjectivesConfig
 from mtv_core.store.loader_config import LoaderConfig
+from mtv_core.store.slice_config import SliceConfig
 
 # Fields that change how fast a step is, never what it computes: a run goes on under other values of them. The number of processes is one
 # of them up to the rounding of sums, since the global batch stays the same.
@@ -90,6 +91,9 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
 
     model: ModelConfig = Field(default_factory=ModelConfig, description="backbone, text tower, picture size")
     objectives: ObjectivesConfig = Field(default_factory=ObjectivesConfig, description="losses and their weights, the teacher")
+    data: SliceConfig = Field(
+        default_factory=SliceConfig, description="which rows of the tag's training split; a slice is chosen, not copied"
+    )
     views: ViewsConfig = Field(default_factory=ViewsConfig, description="clean view and crops")
     optim: OptimConfig = Field(default_factory=OptimConfig, description="AdamW, schedule, clipping")
     loader: LoaderConfig = Field(default_factory=LoaderConfig, description="how rows are read")

@@ -108,12 +108,15 @@ def preflight(job: TrainJob) -> None:
 
     Raises:
         FileNotFoundError: the table, its version or the tag is not there.
-        ValueError: the tag is of another version; no label for an objective that is on; fewer rows than a global batch; a model that cannot
-            be made, or crops that do not fit its patches.
+        ValueError: the tag is of another version; a slice that cannot be taken; no label for an objective that is on; fewer rows than a
+            global batch; a model that cannot be made, or crops that do not fit its patches.
     """
+    import numpy as np
     import torch
 
     from mtv_core.model.mtv import create_model
+    from mtv_core.store.loader import check_enough, train_rows
+    from mtv_core.store.slice_config import SliceConfig
     from mtv_core.store.table import Table
     from mtv_core.training.batches import EXPERTS
 
@@ -123,16 +126,14 @@ def preflight(job: TrainJob) -> None:
         raise ValueError(
             f"the tag {job.tag!r} names version {view.version} of {job.table_uri}, not version {job.version}; label again to make a new tag"
         )
-    rows = view.count("split = 'train'")
-    if rows < config.global_batch:
-        raise ValueError(
-            f"{job.table_uri} has {rows} rows to train on, fewer than train.global_batch ({config.global_batch}); ingest more, or lower it"
-        )
+    rows = train_rows(view, config.data)
+    check_enough(rows, config.global_batch, config.data)
     for objective, expert in EXPERTS.items():
         column = {"depth": "depth", "detection": "boxes"}[expert]
         if getattr(config.objectives, objective) is None:
             continue
-        if column not in view.schema.names or not view.count(f"split = 'train' and {column} is not null"):
+        labelled = SliceConfig(where=f"{column} is not null")
+        if column not in view.schema.names or not np.isin(rows.indices, view.indices(labelled, "train"), assume_unique=True).any():
             raise ValueError(
                 f"train.objectives.{objective} is on, but no training row of {job.table_uri} at version {job.version} has a label of the "
                 f"{expert} expert; label first (mtv label), or set train.objectives.{objective} to null"

@@ -61,9 +61,12 @@ def train(job: TrainJob, world: World, stop: StopRequest) -> TrainResult:
         seed=config.seed,
         experts=experts_of(config.objectives),
         config=config.loader,
+        part=config.data,
         rank=world.rank,
         ranks=world.ranks,
     )
+    if world.first and not config.data.whole:
+        _log.info("training on %d rows (%s): %s", len(loader.rows), config.data, loader.selection)
     forward = distribute(system) if world.ranks > 1 else system
     parameters = [parameter for parameter in system.parameters() if parameter.requires_grad]
     guard = optim.Guard(config.optim.max_skipped, state.skipped, state.skipped_in_a_row)

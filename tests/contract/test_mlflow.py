@@ -12,6 +12,8 @@ from mtv_core.config import PipelineConfig
 from mtv_core.evaluation.suite import Evaluation
 from mtv_core.report import StageRef
 from mtv_core.runs import RunRecord
+from mtv_core.store.slice_config import SliceConfig
+from mtv_core.training.config import TrainConfig
 from tasks import tracking
 from tasks.tracking import Tracked
 
@@ -47,6 +49,22 @@ def test_lineage_names_table_version_tag_and_revisions(tracked: Tracked) -> None
     assert json.loads(dataset.source) == {"uri": "/data/t.lance", "version": 7, "tag": LABELLED.tag, "expert_revisions": LABELLED.revisions}
     wanted = {"mlflow.source.git.commit": "c0ffee", "prefect.flow_run_id": "f-1", "prefect.url": "http://p/f-1", "mtv.table_version": "7"}
     assert wanted.items() <= run.data.tags.items()
+
+
+def test_lineage_names_the_slice(tracked: Tracked) -> None:
+    """MLflow keeps the first of what has one name and digest, so a slice has a digest of its own."""
+    digests = {LABELLED.tag}
+    for fraction in (0.25, 0.5):
+        config = CONFIG.model_copy(update={"train": TrainConfig(data=SliceConfig(fraction=fraction, where="width > 9"))})
+        run_id = tracking.start_run(RunRecord(run_id=f"slice-{fraction}"), config, LABELLED).run_id
+        run = tracked.client.get_run(run_id)
+        dataset = run.inputs.dataset_inputs[0].dataset
+        assert json.loads(dataset.source)["slice"] == {"where": "width > 9", "fraction": fraction}
+        assert run.data.tags["mtv.slice"] == f"where width > 9, fraction {fraction}"
+        assert len(dataset.digest) <= 36  # MLflow's limit
+        digests.add(dataset.digest)
+    assert len(digests) == 3
+    assert "mtv.slice" not in tracked.client.get_run(tracked.run_id).data.tags
 
 
 def test_the_configuration_is_there_without_its_credentials(tracked: Tracked) -> None:

@@ -175,7 +175,7 @@ def test_preflight_refuses_what_cannot_work(tables: dict[str, tuple[str, int, st
     labelled, bare = tables["labelled"], tables["bare"]
     no_grounding = objectives | {"grounding": None}
     for job, said in (
-        (wanted(labelled, global_batch=12), "10 rows to train on, fewer than train.global_batch"),
+        (wanted(labelled, global_batch=12), "10 rows to train on, fewer than one global batch"),
         (wanted(bare), r"train.objectives.grounding is on, but no training row .* label of the detection expert; label first"),
         (wanted(bare, objectives=no_grounding), r"train.objectives.depth is on, but no training row .* depth expert"),
         (wanted(labelled, views=views | {"local_size": 20}), "local_size .20. must be a multiple of the backbone's patch size .8."),
