@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from label_tables import QuickExpert, columns, config, make_table
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
@@ -123,10 +125,10 @@ class TestLabels:
         failing: set[str] = set()
 
         class Odd(QuickExpert):
-            def __call__(self, images: object, captions: object) -> object:
+            def __call__(self, images: Sequence[Image.Image], captions: Sequence[str]) -> pa.RecordBatch:
                 if self.name == "depth" and failing & {*captions}:
                     raise RuntimeError("odd picture")
-                return super().__call__(images, captions)  # type: ignore[arg-type]
+                return super().__call__(images, captions)
 
         def load(name: str, expert: ExpertConfig) -> QuickExpert:
             return Odd(name, expert)
