@@ -144,7 +144,7 @@ class TestWebdataset:
         whole = path.read_bytes()
         full, _ = everything(path)
         with tarfile.open(path) as file:
-            ends = [member.offset_data + member.size for member in file if member.name.endswith(".jpg")]
+            begun = [member.offset_data for member in file if member.name.endswith(".jpg")]
             end = file.offset
         for block in range(0, end, 512):
             for size in (block, block + 100):
@@ -152,8 +152,8 @@ class TestWebdataset:
                 samples, rejects = everything(path)
                 assert [(r.key, r.error) for r in rejects] == [("", "TruncatedShard" if size >= 512 else "UnreadableShard")], size
                 assert samples == full[: len(samples)]
-                # A sample is known to be whole once the first file of the next one was read.
-                assert len(samples) == max(sum(stop <= size for stop in ends) - 1, 0), size
+                # A sample is known to be whole once the next one begins.
+                assert len(samples) == max(sum(start <= size for start in begun) - 1, 0), size
 
     @pytest.mark.parametrize("damage", [b"\xff" * 512, b"\x00" * 300 + b"\x01" * 212])
     def test_a_broken_header_is_no_end(self, tmp_path: Path, damage: bytes) -> None:

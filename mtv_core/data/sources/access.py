@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -159,7 +160,10 @@ def opened(uri: str, storage_options: Options = None, *, sequential: bool = True
         OSError: it cannot be read.
     """
     if is_local(uri):
-        with Path(uri.removeprefix("file://")).open("rb", buffering=_BUFFER) as local:
+        here = Path(uri.removeprefix("file://"))
+        if not stat.S_ISREG(here.stat().st_mode):  # to open a pipe is to wait for whoever writes into it
+            raise OSError(f"{uri} is no ordinary file; copy what is in it to one")
+        with here.open("rb", buffering=_BUFFER) as local:
             yield Opened(local, uri)
         return
     files, path = filesystem(uri, storage_options)
@@ -218,7 +222,7 @@ def safe_name(name: str) -> str | None:
 
 def hidden(name: str) -> bool:
     """Whether a file, or a folder it is in, is not meant to be seen: `.git`, `.cache`, `__MACOSX`."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in name.split("/"))
 
 
 # Finding
@@ -307,7 +311,9 @@ def _walk_local(folder: Path, prefix: str, root: Path) -> Iterator[FileInfo]:
 def _local_info(path: Path, name: str) -> FileInfo:
     try:
         facts = path.stat()
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            raise
         return FileInfo(name, 0, "", "special")
     return FileInfo(name, facts.st_size, str(facts.st_mtime_ns), "file" if stat.S_ISREG(facts.st_mode) else "special")
 

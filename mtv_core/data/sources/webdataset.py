@@ -96,6 +96,14 @@ class _Forward:
                 raise tarfile.ReadError("unexpected end of data")
 
 
+class _CutError(tarfile.ReadError):
+    """The archive stops in a member of the sample `key`, or, if that is None, after its end: what came before is whole."""
+
+    def __init__(self, message: str, key: str | None) -> None:
+        super().__init__(message)
+        self.key = key
+
+
 class _Part(NamedTuple):
     key: str
     extension: str
@@ -126,6 +134,10 @@ class WebDataset(Format):
                     raise
                 except Exception as error:  # a damaged archive has tarfile stumble in many ways
                     file.blame()
+                    before = samples.add(None) if isinstance(error, _CutError) and error.key != samples.key else None
+                    if before is not None:
+                        whole += 1
+                        yield before
                     yield _damage(shard, forward, whole, error)
                     return
                 sample = samples.add(part)
@@ -160,23 +172,28 @@ def _parts(file: _Forward, max_bytes: int) -> Iterator[_Part]:
         while (member := tar.next()) is not None:
             tar.members = []  # else it keeps them all
             file.headers += 1
-            if member.isdir() or hidden(member.name.removeprefix("./")):
+            leads_out = safe_name(member.name) is None
+            if member.isdir() or (not leads_out and hidden(member.name.removeprefix("./"))):
                 continue
             name = _MEMBER.fullmatch(member.name)
             problem = f"is {_UNSAFE[member.type]}" if member.type in _UNSAFE else None
-            if safe_name(member.name) is None:
+            if leads_out:
                 problem = "has a name that leads out of the folder"
             if problem is not None:
-                key, extension = name.groups() if name and member.name[0] not in "/\\" else (member.name, "")
+                key, extension = name.groups() if name else (member.name, "")
                 message = f"the member {printable(member.name)!r} {problem}; pack the file itself, under a plain name"
                 yield _Part(key, extension.lower(), b"", message)
-            elif name and member.isreg():
-                yield _Part(name[1], name[2].lower(), member.size if member.size > max_bytes else _content(tar, file, member))
+            elif name and member.isreg() and not hidden(member.name):
+                try:
+                    content = member.size if member.size > max_bytes else _content(tar, file, member)
+                except tarfile.ReadError as error:
+                    raise _CutError(str(error), name[1]) from None
+                yield _Part(name[1], name[2].lower(), content)
         if not isinstance(getattr(tar, "ended_by", None), tarfile.EOFHeaderError):  # type: ignore[attr-defined]
             raise tarfile.ReadError("there is no end-of-archive mark")
         while rest := file.read(1 << 16):
             if rest.count(0) != len(rest):
-                raise tarfile.ReadError("there is more after the end-of-archive mark: zeros in the middle, or tars joined by cat")
+                raise _CutError("there is more after the end-of-archive mark: zeros in the middle, or tars joined by cat", None)
 
 
 def _content(tar: tarfile.TarFile, file: _Forward, member: tarfile.TarInfo) -> bytes:
