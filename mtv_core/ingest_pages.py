@@ -56,7 +56,8 @@ span.bar { display:block; height:12px; background:var(--blue); border-radius:2px
 tr.quiet th, tr.quiet td { color:var(--faint) } tr.quiet .left { opacity:.55 } tr.end th { font-weight:700 }
 tr.end td:nth-child(3) { font-weight:700 }
 .rows th, .rows td { padding:7px 14px 7px 0; border-bottom:1px solid var(--rule); vertical-align:top }
-.rows td:nth-child(2) { text-align:right } .rows code { overflow-wrap:anywhere; color:var(--faint) }
+.rows td:nth-child(2) { text-align:right; white-space:nowrap } section { overflow-x:auto }
+.rows code { overflow-wrap:anywhere; color:var(--faint) }
 .pictures { display:grid; grid-template-columns:repeat(auto-fill,minmax(152px,1fr)); gap:18px 14px }
 .pictures div { height:152px; display:flex; align-items:center; justify-content:center; background:var(--card);
   border-radius:6px; overflow:hidden }
