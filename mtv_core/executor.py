@@ -143,7 +143,9 @@ def amount(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time as one says it: 8 s, 3 min, 2 h 10 min, 3 d 4 h."""
+    """A time as one says it: 0.3 s, 48 s, 3 min, 2 h 10 min, 3 d 4 h."""
+    if seconds < 9.95:
+        return f"{seconds:.2g} s"
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -32,7 +32,9 @@ def size(num_bytes: float) -> str:
 def share(part: float, whole: float) -> str:
     """A part in per cent; small ones keep a digit that says something."""
     percent = 100 * part / whole if whole else 0.0
-    return f"{percent:.0f} %" if percent >= 9.95 or not percent else f"{percent:.1f} %" if percent >= 0.095 else "< 0.1 %"
+    if part >= whole or not percent or 9.95 <= percent < 98.95:
+        return f"{percent:.0f} %"
+    return "< 0.1 %" if percent < 0.095 else f"{percent:.1f} %" if percent < 99.95 else "> 99.9 %"
 
 
 def ratio(value: float) -> str:

@@ -253,7 +253,18 @@ class TestRate:
 
     @pytest.mark.parametrize(
         ("seconds", "said"),
-        [(0.4, "0 s"), (99, "99 s"), (99.9, "2 min"), (5999, "1 h 40 min"), (7200, "2 h"), (200_000, "2 d 7 h"), (180, "3 min")],
+        [
+            (0, "0 s"),
+            (0.42, "0.42 s"),
+            (8.04, "8 s"),
+            (10.2, "10 s"),
+            (99, "99 s"),
+            (99.9, "2 min"),
+            (5999, "1 h 40 min"),
+            (7200, "2 h"),
+            (200_000, "2 d 7 h"),
+            (180, "3 min"),
+        ],
     )
     def test_times(self, seconds: float, said: str) -> None:
         assert duration(seconds) == said
@@ -274,7 +285,7 @@ class TestRate:
         told(10, 10, "rows labelled")
         told(0, 3, "fragments")
         assert [(done, total) for done, total, _ in said] == [(0, 10), (5, 10), (10, 10), (0, 3)]
-        assert re.fullmatch(r"rows labelled · [\d.]+ rows/s, ETA 0 s", said[1][2]), said[1]
+        assert re.fullmatch(r"rows labelled · [\d.]+ rows/s, ETA [\d.]+ s", said[1][2]), said[1]
         assert [message for _, _, message in (said[0], *said[2:])] == ["rows labelled", "rows labelled", "fragments"]
 
 
