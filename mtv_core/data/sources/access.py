@@ -301,7 +301,7 @@ def _walk_local(folder: Path, prefix: str, root: Path) -> Iterator[FileInfo]:
                 continue
             if entry.is_dir(follow_symlinks=False):
                 yield from _walk_local(folder / entry.name, f"{name}/", root)
-            elif entry.is_dir():
+            elif Path(entry.path).is_dir():  # not entry.is_dir(), which raises for a link to itself
                 if not Path(entry.path).resolve().is_relative_to(root):  # else its target is met anyway
                     yield FileInfo(name, 0, "", "link")
             else:
