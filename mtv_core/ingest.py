@@ -1,37 +1,31 @@
 """Shards → rows and refusals, every shard exactly once.
 
-Two phases. Workers read shards and stage rows at places that follow from the input alone; then one committer decides which rows survive and
-publishes refusals, samples and ledger, in this order. A kill leaves staging that the next run uses, and
-
-    before the refusals    nothing to be seen
-    before the samples     refusals of shards that are not in the ledger; added once, whoever repeats it
-    before the ledger      rows of shards that are not in the ledger; the next run knows them again by shard, key and uid
+Two phases. Workers read shards and stage rows at places that follow from the input alone (`ingest_shard`); then one committer decides which
+rows survive and publishes refusals, samples and ledger, in this order (`ingest_commit`). Several ingests may be at work on one table: they
+stage side by side and commit one after the other. A kill leaves staging that the next run uses.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import hashlib
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-import numpy as np
-import pyarrow as pa
-
-from mtv_core.data.dedup import CANDIDATES, Fate, decide
-from mtv_core.data.sources import ShardRef, SourceConfig, expand
-from mtv_core.executor import Executor, Outcome, Progress, silent
-from mtv_core.faults import fault_point
+from mtv_core import ingest_report
+from mtv_core.data.samples import STAGE
+from mtv_core.data.sources import ShardRef, SourceConfig, content_hash, expand
+from mtv_core.data.stats import IngestStats
+from mtv_core.executor import Executor, Outcome, Progress, Rate, silent
+from mtv_core.ingest_commit import Commit, Committed
 from mtv_core.ingest_config import IngestConfig
-from mtv_core.ingest_shard import STAGE, ShardJob, SourceError, stage_shard
+from mtv_core.ingest_decide import evaluation_index
+from mtv_core.ingest_shard import ShardJob, SourceError, stage_shard
 from mtv_core.report import Reject, RejectClass, StageReport
-from mtv_core.store import staging
-from mtv_core.store.dataset import explain
-from mtv_core.store.ledger import LedgerEntry
-from mtv_core.store.staging import Piece, StagedShard, TargetError
+from mtv_core.store import locks, staging
+from mtv_core.store.ledger import BY_CONTENT, LedgerEntry
+from mtv_core.store.preflight import check_store
+from mtv_core.store.staging import StagedShard, TargetError
 from mtv_core.store.table import Table
 
 
@@ -42,26 +36,25 @@ class IngestResult:
     version: int
     rows: int  # in the whole table
     report: StageReport
-
-
-@dataclass(frozen=True)
-class _FragmentJob:
-    """Rows that become one fragment."""
-
-    table_uri: str
-    revision: str
-    ingest_id: str
-    pieces: list[Piece]
-    storage_options: dict[str, str]
+    notes: list[str] = field(default_factory=list)  # what a person should know: shards that changed, leaks in the table, …
+    files: dict[str, str] = field(default_factory=dict)  # name → URI of the reports
 
 
 @dataclass
-class _Decided:
-    """What deduplication made of the staged shards."""
+class _Work:
+    """What one run has to do."""
 
-    pieces: list[Piece] = field(default_factory=list)
-    duplicates: list[Reject] = field(default_factory=list)
-    fates: dict[str, Counter[Fate]] = field(default_factory=dict)  # shard → number of rows of each fate
+    table: Table
+    config: IngestConfig
+    executor: Executor
+    progress: Progress
+    shards: list[ShardRef]
+    keys: Mapping[str, frozenset[str]] | None = None  # shard id → samples to try again; None: all of each shard
+    replaces: dict[str, LedgerEntry] = field(default_factory=dict)  # shard id → what was behind its URI before
+
+    def job(self, shard: ShardRef) -> ShardJob:
+        keys = None if self.keys is None else self.keys[shard.id]
+        return ShardJob(self.table.uri, shard, self.config, self.table.storage_options, keys)
 
 
 def run(
@@ -75,117 +68,184 @@ def run(
     """Bring the shards into the table that are not in its ledger yet; of the others only names, sizes and times are looked at.
 
     Raises:
-        FileNotFoundError, ValueError: a source is missing, empty or of no known format; or not one row could be made of all of it.
+        FileNotFoundError, ValueError: a source is missing, empty or of no known format; not one row could be made of all of it; or more
+            failed than the budget allows.
         OSError: the table cannot be written, or no shard can be read. Nothing half-done shows, and the next run goes on.
     """
-    shards = list({shard.uri: shard for source in sources for shard in expand(source, storage_options)}.values())
+    found = _expand(sources, storage_options)
     table = Table.create_or_open(table_uri, storage_options)
-    with _alone(table):
-        done = table.ledger.uris()
-        pending = [shard for shard in sorted(shards, key=lambda shard: shard.uri) if shard.id not in done]
+    check_store(table.uri, table.storage_options)
+    with locks.writing(table, "ingest") as lease:
+        known = table.ledger.latest()
+        pending = [shard for shard in found if shard.uri not in known or not known[shard.uri].is_of(shard.identity)]
+        if config.verify == "content":
+            pending += _changed_unseen([shard for shard in found if shard not in pending], known, table, executor, progress)
+        replaces = {shard.id: known[shard.uri] for shard in pending if shard.uri in known}
         killed = staging.left_behind(table)
-        report = _bring(pending, table, config, executor, progress) if pending else StageReport()
-        if pending or killed:
-            staging.clear(table, config.revision(), [shard.id for shard in shards], killed)
+        work = _Work(table, config, executor, progress, sorted(pending, key=lambda shard: shard.uri), replaces=replaces)
+        committed = _bring(work) if pending else Committed()
+        _tidy(table, lease, killed or bool(pending), killed)
+    pending_ids = {shard.id for shard in pending}
+    skipped = sum(known[shard.uri].rows_out for shard in found if shard.id not in pending_ids and shard.uri in known)
+    return _result(table, committed, StageReport(rows_skipped=skipped))
+
+
+def retry(
+    sources: Sequence[SourceConfig],
+    table_uri: str,
+    config: IngestConfig,
+    executor: Executor,
+    *,
+    reasons: Collection[str] | None = None,
+    keys: Collection[str] | None = None,
+    progress: Progress = silent,
+    storage_options: Mapping[str, str] | None = None,
+) -> IngestResult:
+    """Try refused samples again, and only those: after a fix, or with other limits. Their shards are read, their rows added.
+
+    A refusal that is now a row is taken back; one that is refused again is replaced, and counts one attempt more.
+
+    Args:
+        sources: where the shards are; those that the table does not know, or that changed since, are left to `run`.
+        table_uri: which table.
+        config: with the limits that hold now.
+        executor: where the work is done.
+        reasons: names of errors to try again; None: all of them, but for duplicates and what was taken down.
+        keys: of samples to try again; None: all.
+        progress: told how far it is.
+        storage_options: of table and sources.
+
+    Raises:
+        ValueError: no refusal meets the selection, or none of its shards is among the sources as they are now.
+        OSError: as `run`.
+    """
+    table = Table.open(table_uri, storage_options)
+    check_store(table.uri, table.storage_options)
+    chosen = table.rejects.samples_to_retry(STAGE, reasons, keys)
+    if not chosen:
+        raise ValueError(f"no refusal of {table.uri} is meant; `mtv failures` lists them by reason")
+    with locks.writing(table, "retry") as lease:
+        known = table.ledger.latest()
+        shards = [
+            _as_known(shard, known[shard.uri])
+            for shard in _expand(sources, storage_options)
+            if shard.uri in known and known[shard.uri].is_of(shard.identity)
+        ]
+        shards = [shard for shard in shards if shard.id in chosen]
+        if not shards:
+            raise ValueError(
+                f"none of the {len(chosen)} shards with such refusals is among the sources as it was; "
+                "if they changed, `mtv ingest` reads them again"
+            )
+        killed = staging.left_behind(table)
+        work = _Work(table, config, executor, progress, shards, {shard.id: chosen[shard.id] for shard in shards})
+        committed = _bring(work)
+        _tidy(table, lease, True, killed)
+    left = sum(len(names) for shard, names in chosen.items() if shard not in {shard.id for shard in shards})
+    if left:
+        committed.notes.append(f"{left} refusals are of shards that are not among the sources, or changed since; `mtv ingest` reads those")
+    return _result(table, committed, StageReport())
+
+
+def _expand(sources: Sequence[SourceConfig], storage_options: Mapping[str, str] | None) -> list[ShardRef]:
+    found = {shard.uri: shard for source in sources for shard in expand(source, storage_options)}
+    return [found[uri] for uri in sorted(found)]
+
+
+def _as_known(shard: ShardRef, entry: LedgerEntry) -> ShardRef:
+    """A shard under the id it has in the ledger, which a check of its content may have made."""
+    return replace(shard, identity=entry.identity)
+
+
+def _tidy(table: Table, lease: locks.Lease, anything: bool, killed: bool) -> None:
+    """Remove what is staged, if nobody else is at work; else the last one to leave does."""
+    if not anything:
+        return
+    with locks.alone(lease) as alone:
+        if alone:
+            staging.clear(table, killed)
+
+
+def _result(table: Table, committed: Committed, more: StageReport) -> IngestResult:
     if not table.exists():
         reasons = ", ".join(f"{number} × {reason}" for reason, number in table.rejects.counts(STAGE).items())
         raise ValueError(f"the sources hold not one usable sample ({reasons or 'they are empty'}); the reasons are in {table.rejects.uri}")
-    skipped = _rows_of(table, {shard.id for shard in shards} & set(done))
-    return IngestResult(table.version, table.num_rows, report + StageReport(rows_skipped=skipped))
+    return IngestResult(table.version, table.num_rows, committed.report + more, committed.notes, committed.files)
 
 
-def _rows_of(table: Table, shards: set[str]) -> int:
-    entries = table.ledger.read().select(["shard", "rows_out"])
-    return sum(rows for shard, rows in zip(*entries.to_pydict().values(), strict=True) if shard in shards)
+def _changed_unseen(
+    shards: Sequence[ShardRef], known: Mapping[str, LedgerEntry], table: Table, executor: Executor, progress: Progress
+) -> list[ShardRef]:
+    """Shards whose bytes are not those that were read, although size and time are. Each is read once more for it.
+
+    Those that were read without taking their hash cannot be compared.
+    """
+    jobs = [_Hash(shard, table.storage_options) for shard in shards if known[shard.uri].content]
+    changed = []
+    for done, outcome in enumerate(executor.map(hash_shard, jobs), 1):
+        if outcome.result is None:
+            raise outcome.error or RuntimeError("a worker was lost")
+        if outcome.result != known[outcome.item.shard.uri].content:
+            identity = f"{outcome.item.shard.identity}{BY_CONTENT}{outcome.result}"
+            changed.append(replace(outcome.item.shard, identity=identity))
+        progress(done, len(jobs), "shards compared")
+    return changed
 
 
-@contextlib.contextmanager
-def _alone(table: Table) -> Iterator[None]:
-    """Hold the table's ingest lock, which dies with its holder. On an object store there is none: there, the commit looks once more."""
-    if not table.files.local:
-        yield
-        return
-    path = Path(table.files.path("_staging/ingest.lock"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    except OSError as error:
-        raise explain(error, table.uri) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError(f"another ingest into {table.uri} is running; wait for it to end") from None
-        yield
+@dataclass(frozen=True)
+class _Hash:
+    shard: ShardRef
+    storage_options: dict[str, str]
 
 
-def _bring(pending: list[ShardRef], table: Table, config: IngestConfig, executor: Executor, progress: Progress) -> StageReport:
-    revision = config.revision()
-    ingest_id = hashlib.sha256("\n".join([revision, *sorted(shard.id for shard in pending)]).encode()).hexdigest()[:16]
-
-    staged, failed = _stage_all(pending, table, config, executor, progress)
-    read_shards = [shard for shard in pending if shard.id in staged]
-    seen = staging.last_fragment(table)
-    decided = _deduplicate(read_shards, table, revision)
-    fault_point("ingest.dedup")
-
-    jobs = [
-        _FragmentJob(table.uri, revision, ingest_id, pieces, table.storage_options)
-        for pieces in _cut(decided.pieces, config.rows_per_fragment)
-    ]
-    fragments = _write_all(jobs, executor, progress)
-
-    # Rejects, samples, ledger: a row is never missing without a reason, and a shard is never done without its rows.
-    rejects = [reject for shard in read_shards for reject in staged[shard.id].rejects] + decided.duplicates
-    try:
-        table.rejects.remove([shard.uri for shard in read_shards], STAGE)
-        table.rejects.append([*rejects, *failed])
-        fault_point("ingest.rejects_committed")
-        if fragments:
-            staging.publish_samples(table, fragments, seen)
-        fault_point("ingest.samples_committed")
-        entries = [_entry(shard, staged[shard.id], decided.fates[shard.id], ingest_id) for shard in read_shards]
-        table.ledger.append(entries)
-        fault_point("ingest.ledger_committed")
-    except OSError as error:
-        raise explain(error, table.uri) from error
-    return _report(list(staged.values()), entries, [*rejects, *failed], decided)
+def hash_shard(job: _Hash) -> str | None:
+    """The content of a shard. For workers."""
+    return content_hash(job.shard, job.storage_options)
 
 
-def _report(staged: list[StagedShard], entries: list[LedgerEntry], rejects: list[Reject], decided: _Decided) -> StageReport:
-    reasons = Counter(f"rejected/{reject.error}" for reject in rejects)
-    return StageReport(
-        rows_in=sum(entry.rows_in for entry in entries),
-        rows_out=sum(entry.rows_out for entry in entries),
-        rows_rejected=sum(entry.rows_rejected for entry in entries),
-        rows_skipped=sum(fates[Fate.AGAIN] for fates in decided.fates.values()),
-        bytes_written=sum(shard.bytes_written for shard in staged),
-        seconds=sum(shard.seconds for shard in staged),
-        counts={"shards": len(entries), **reasons},
+def _bring(work: _Work) -> Committed:
+    began = time.monotonic()
+    evaluation = evaluation_index(work.table, work.config, work.executor, work.progress)
+    staged, failed = _stage_all(work)
+    commit = Commit(work.table, work.config, work.executor, evaluation, work.progress, retrying=work.keys is not None)
+    committed = commit.run(
+        {shard: (work.job(shard), staged[shard.id]) for shard in work.shards if shard.id in staged}, failed, work.replaces
     )
+    if committed.ingest_id:
+        committed.files = ingest_report.write(work.table, committed, work.config, seconds=time.monotonic() - began)
+    return committed
 
 
 # Phase one: shards → staged rows
 
 
-def _stage_all(
-    pending: list[ShardRef], table: Table, config: IngestConfig, executor: Executor, progress: Progress
-) -> tuple[dict[str, StagedShard], list[Reject]]:
+def _stage_all(work: _Work) -> tuple[dict[str, StagedShard], list[Reject]]:
     """Staged shards by id, and a refusal of each that could not be read."""
-    jobs = [ShardJob(table.uri, shard, config, table.storage_options) for shard in pending]
+    jobs = [work.job(shard) for shard in work.shards]
     staged: dict[str, StagedShard] = {}
     failed: list[Reject] = []
     last: Exception | None = None
-    progress(0, len(jobs), "shards read")
-    for outcome in executor.map(stage_shard, jobs):
+    stats, lost = IngestStats(), Counter[str]()
+    budget = work.config.failures
+    rate, done, total = Rate(), 0, sum(job.shard.size for job in jobs)
+    rate.update(0, total, rows=0, num_bytes=0)
+    work.progress(0, len(jobs), "shards read")
+    for outcome in work.executor.map(stage_shard, jobs):
         if outcome.result is not None:
             staged[outcome.item.shard.id] = outcome.result
+            stats += outcome.result.stats
         elif isinstance(outcome.error, TargetError):
             raise outcome.error
         else:
             last = outcome.error
-            failed.append(_failure(outcome, config.revision()))
-        progress(len(staged) + len(failed), len(jobs), "shards read")
+            failed.append(_failure(outcome, work.config.revision()))
+            lost[failed[-1].error] += 1
+        done += outcome.item.shard.size
+        rate.update(done, total, rows=stats.received, num_bytes=done)
+        work.progress(len(staged) + len(failed), len(jobs), f"shards read, {rate}")
+        budget.check(STAGE, stats.failed, stats.received, pieces=len(staged) + len(failed))
+        budget.check(STAGE, lost + Counter(stats.failed_shards), len(staged) + len(failed), unit="shards")
+    budget.check(STAGE, stats.failed, stats.received)
     if not staged:
         raise OSError(f"none of {len(jobs)} shards could be read; the last one: {last}")
     return staged, failed
@@ -209,99 +269,4 @@ def _failure(outcome: Outcome[ShardJob, StagedShard], revision: str) -> Reject:
         error=error,
         message=f"{message} (the next ingest tries again)",
         revision=revision,
-    )
-
-
-# Phase two: one committer
-
-
-def _deduplicate(shards: list[ShardRef], table: Table, revision: str) -> _Decided:
-    """Which staged rows are added. Depends on the staged rows and the table, not on who staged them when."""
-    decided = _Decided()
-    parts = [CANDIDATES.empty_table()]
-    for shard in shards:
-        index = staging.read_index(table, revision, shard.id)
-        columns = {
-            **{name: index[name] for name in ("uid", "sha256", "key")},
-            "shard": pa.repeat(shard.id, index.num_rows),
-            "uri": pa.repeat(shard.uri, index.num_rows),
-            "position": pa.array(np.arange(index.num_rows)),
-        }
-        parts.append(pa.table(columns, schema=CANDIDATES))
-    candidates = pa.concat_tables(parts).combine_chunks()
-    verdict = decide(candidates, staging.known_rows(table, candidates["sha256"].combine_chunks()))
-    start = 0
-    for shard, part in zip(shards, parts[1:], strict=True):
-        fate = verdict.fate[start : start + part.num_rows]
-        decided.fates[shard.id] = Counter({kind: int((fate == kind).sum()) for kind in Fate})
-        added = np.flatnonzero(fate == Fate.ADDED)
-        if len(added):
-            decided.pieces.append(Piece(shard=shard.id, positions=added.tolist()))
-        for position in np.flatnonzero(fate == Fate.DUPLICATE).tolist():
-            decided.duplicates.append(_duplicate(shard, part.slice(position, 1), verdict.survivor[start + position].as_py(), revision))
-        start += part.num_rows
-    return decided
-
-
-def _duplicate(shard: ShardRef, row: pa.Table, survivor: str, revision: str) -> Reject:
-    key = row["key"][0].as_py()
-    return Reject(
-        uid=row["uid"][0].as_py(),
-        shard=shard.id,
-        key=key,
-        location=f"{shard.uri}#{key}",
-        stage=STAGE,
-        error="Duplicate",
-        message=f"the table has this image as {survivor}",
-        survivor=survivor,
-        revision=revision,
-    )
-
-
-def _cut(pieces: list[Piece], rows_per_fragment: int) -> Iterator[list[Piece]]:
-    """Pieces of shards, joined and cut to fragments of so many rows; the last one may be smaller."""
-    group: list[Piece] = []
-    room = rows_per_fragment
-    for piece in pieces:
-        positions = piece.positions
-        while positions:
-            group.append(Piece(shard=piece.shard, positions=positions[:room]))
-            room, positions = room - len(positions[:room]), positions[room:]
-            if room == 0:
-                yield group
-                group, room = [], rows_per_fragment
-    if group:
-        yield group
-
-
-def write_fragment(job: _FragmentJob) -> list[str]:
-    """Write one fragment that nobody sees yet. For workers."""
-    return staging.write_fragment(Table.create_or_open(job.table_uri, job.storage_options), job.revision, job.pieces, job.ingest_id)
-
-
-def _write_all(jobs: list[_FragmentJob], executor: Executor, progress: Progress) -> list[str]:
-    """The fragments in the order of the jobs, as JSON."""
-    written: dict[int, list[str]] = {}
-    place = {id(job): index for index, job in enumerate(jobs)}
-    for outcome in executor.map(write_fragment, jobs):
-        if outcome.result is None:
-            assert outcome.error is not None
-            raise outcome.error
-        written[place[id(outcome.item)]] = outcome.result
-        progress(len(written), len(jobs), "fragments written")
-    return [fragment for index in range(len(jobs)) for fragment in written[index]]
-
-
-def _entry(shard: ShardRef, staged: StagedShard, fates: Counter[Fate], ingest_id: str) -> LedgerEntry:
-    refused = sum(1 for reject in staged.rejects if reject.key)
-    return LedgerEntry(
-        shard=shard.id,
-        uri=shard.uri,
-        identity=shard.identity,
-        size=shard.size,
-        rows_in=staged.rows_in,
-        rows_out=fates[Fate.ADDED] + fates[Fate.PUBLISHED],
-        rows_rejected=refused + fates[Fate.DUPLICATE],
-        state=staged.state,
-        ingest_id=ingest_id,
     )

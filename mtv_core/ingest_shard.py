@@ -1,22 +1,21 @@
-"""Phase one of ingest, on a worker: read a shard, stage its rows."""
+"""Phase one of ingest, on a worker: read a shard, stage its rows and its refusals."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from mtv_core.data import samples
-from mtv_core.data.sources import ShardRef, read
+from mtv_core.data.samples import STAGE, Kept, Rules, location, make
+from mtv_core.data.sources import Digest, RawSample, ShardRef, content_hash, read
+from mtv_core.data.stats import StatsBuilder
 from mtv_core.faults import fault_point
 from mtv_core.ingest_config import IngestConfig
 from mtv_core.report import Reject, RejectClass
 from mtv_core.store import staging
+from mtv_core.store.denylist import Denylist
 from mtv_core.store.staging import ShardWriter, StagedShard
 from mtv_core.store.table import Table
-
-STAGE = "ingest"
 
 
 class SourceError(OSError):
@@ -25,83 +24,127 @@ class SourceError(OSError):
 
 @dataclass(frozen=True)
 class ShardJob:
-    """One shard to stage."""
+    """One shard to stage, or some samples of it."""
 
     table_uri: str
     shard: ShardRef
     config: IngestConfig
     storage_options: dict[str, str]
+    keys: frozenset[str] | None = None  # None: all
+
+    @property
+    def revision(self) -> str:
+        """Names the staging: another configuration, or other samples of the shard, are other work."""
+        return staging.revision_of(self.config.revision(), self.keys)
 
 
 def stage_shard(job: ShardJob) -> StagedShard:
-    """Read one shard and stage its rows. For workers. Staged already, it is not opened."""
+    """Read one shard and stage its rows. For workers. Staged already, it is not opened.
+
+    Raises:
+        SourceError: it cannot be read now.
+        TargetError: the table cannot be written.
+    """
     table = Table.create_or_open(job.table_uri, job.storage_options)
-    revision, shard = job.config.revision(), job.shard
-    known = staging.staged_shard(table, revision, shard.id)
-    if known is not None:
-        return known
-    started = time.monotonic()
-    rejects: list[Reject] = []
-    rows_in, state = 0, "done"
-    with ShardWriter(table, revision, shard.id) as writer:
-        for found in _samples(job):
-            rows_in += isinstance(found, dict) or bool(found.key)
-            if isinstance(found, dict):
-                writer.add(found)
-                continue
-            rejects.append(found.model_copy(update={"revision": revision}))
-            if not found.key:
-                state = "damaged"
-    if not rows_in and state == "done":
-        message = "the shard holds no sample: no file named KEY.jpg, .png or .webp with KEY.txt or KEY.json"
-        rejects.append(
-            Reject(shard=shard.id, key="", location=shard.uri, stage=STAGE, error="EmptyShard", message=message, revision=revision)
+    known = staging.staged_shard(table, job.revision, job.shard.id)
+    return known if known is not None else _Stager(job, table).run()
+
+
+class _Stager:
+    """The reading of one shard."""
+
+    def __init__(self, job: ShardJob, table: Table) -> None:
+        self.job, self.table, self.shard = job, table, job.shard
+        config = job.config
+        self.rules = Rules(config.limits(), config.held_out, config.captions, config.filters, Denylist.load(table))
+        self.stats = StatsBuilder()
+        self.rows_in, self.state, self.digest = 0, "done", Digest()
+
+    def run(self) -> StagedShard:
+        started = time.monotonic()
+        with ShardWriter(self.table, self.job.revision, self.shard.id, self.job.config.revision()) as writer:
+            for found in self._found():
+                if isinstance(found, Kept):
+                    self.rows_in += 1
+                    writer.add(found.row, found.location)
+                    self.stats.kept(found.row, found.opened, passthrough=found.passthrough)
+                else:
+                    self._refuse(writer, found)
+            if not self.rows_in and self.state == "done" and self.job.keys is None:
+                message = "the shard holds no sample: no image with a caption beside it was found"
+                self._refuse(writer, self._shard_reject("EmptyShard", message), damaged=False)
+        staged = StagedShard(
+            shard=self.shard.id,
+            rows_in=self.rows_in,
+            rows=writer.num_rows,
+            rejects=writer.num_rejects,
+            refused=writer.num_refused,
+            bytes_written=writer.bytes_written,
+            seconds=time.monotonic() - started,
+            state=self.state,
+            content=self._content() if self.state == "done" else None,
+            stats=self.stats.build(),
         )
-    staged = StagedShard(
-        shard=shard.id,
-        rows_in=rows_in,
-        rows=writer.num_rows,
-        bytes_written=writer.bytes_written,
-        seconds=time.monotonic() - started,
-        state=state,
-        rejects=rejects,
-    )
-    writer.finish(staged)
-    fault_point("ingest.shard_done")
-    return staged
+        writer.finish(staged)
+        fault_point("ingest.shard_done")
+        return staged
 
+    def _refuse(self, writer: ShardWriter, reject: Reject, damaged: bool = True) -> None:
+        writer.refuse(reject)
+        self.stats.refused(reject)
+        if reject.key:
+            self.rows_in += 1
+        elif damaged:
+            self.state = "damaged"
 
-def _samples(job: ShardJob) -> Iterator[dict[str, Any] | Reject]:
-    config, shard = job.config, job.shard
-    received = read(shard, config.max_bytes, job.storage_options)
-    while True:
+    def _content(self) -> str | None:
+        """The hash of the shard's bytes; where its reader could not take it on the way, only if every ingest compares content."""
+        if self.digest.value is not None or self.job.config.verify != "content":
+            return self.digest.value
         try:
-            raw = next(received, None)
+            return content_hash(self.shard, self.job.storage_options)
         except OSError as error:
-            raise SourceError(f"cannot read {shard.uri}: {error.strerror or error}") from error
-        if raw is None:
-            return
-        if isinstance(raw, Reject):
-            yield raw
-            continue
+            raise SourceError(f"cannot read {self.shard.uri}: {error.strerror or error}") from error
+
+    def _found(self) -> Iterator[Kept | Reject]:
+        received = read(self.shard, self.job.config.max_bytes, self.job.storage_options, self.digest)
+        while True:
+            clock = time.perf_counter()
+            try:
+                raw = next(received, None)
+            except OSError as error:
+                raise SourceError(f"cannot read {self.shard.uri}: {error.strerror or error}") from error
+            self.stats.spent("read", time.perf_counter() - clock)
+            if raw is None:
+                return
+            if self.job.keys is not None and (raw.key not in self.job.keys):
+                continue
+            if isinstance(raw, Reject):
+                if raw.key:
+                    self.stats.received(0)
+                yield raw
+                continue
+            clock = time.perf_counter()
+            self.stats.received(len(raw.image or b"") + sum(len(caption.text) for caption in raw.captions))
+            made = self._made(raw)
+            self.stats.spent("decode", time.perf_counter() - clock)
+            yield made
+
+    def _made(self, raw: RawSample) -> Kept | Reject:
         try:
-            yield samples.row(
-                raw,
-                shard,
-                max_side=config.max_side,
-                quality=config.quality,
-                max_pixels=config.max_pixels,
-                held_out=config.held_out,
-            )
+            return make(raw, self.shard, self.rules)
         except MemoryError:
             raise
         except Exception as error:  # a mistake of ours costs one sample, and says so
-            yield Reject(
-                shard=shard.id,
+            return Reject(
+                shard=self.shard.id,
                 key=raw.key,
-                location=f"{shard.uri}#{raw.key}",
+                location=location(raw, self.shard),
                 stage=STAGE,
                 reject_class=RejectClass.BUG,
                 error=type(error).__name__,
                 message=str(error),
             )
+
+    def _shard_reject(self, error: str, message: str) -> Reject:
+        return Reject(shard=self.shard.id, key="", location=self.shard.uri, stage=STAGE, error=error, message=message)

@@ -26,7 +26,9 @@ from mtv_core.labelling_config import LabelConfig
 from mtv_core.labelling_worker import ExpertUnavailableError, FragmentJob, FragmentResult, label_fragment
 from mtv_core.report import StageReport
 from mtv_core.settings import home, is_local
+from mtv_core.store import locks
 from mtv_core.store.labels import FragmentTask, LabelConflictError, StagedLabels
+from mtv_core.store.preflight import check_store
 from mtv_core.store.table import Table
 
 _CONFIGS: dict[str, type[ExpertConfig]] = {"depth": DepthExpertConfig, "detection": DetectionExpertConfig}
@@ -116,6 +118,12 @@ def run(
         OSError: the table cannot be written to.
     """
     table = Table.open(table_uri, storage_options)
+    check_store(table.uri, table.storage_options)
+    with locks.writing(table, "labelling"):
+        return _run(table, config, executor, progress)
+
+
+def _run(table: Table, config: LabelConfig, executor: Executor, progress: Progress) -> LabelResult:
     revisions(config)  # all of them are found, before the first one changes the table
     assignments = {name: _assign(table, name, expert, config.accept) for name, expert in config.experts().items()}
     stage = _Stage(table, config, executor, progress, assignments)

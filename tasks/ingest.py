@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mtv_core.blocks.shards import materialise, parse_uri
 from mtv_core.data.sources import ShardRef, expand, source_name
 from mtv_core.data.sources.config import SourceConfig
 from mtv_core.executor import Executor, Progress
 from mtv_core.report import StageRef
 from mtv_core.settings import home
+from mtv_core.store.ledger import LedgerEntry
 from mtv_core.store.table import Table
 from tasks.cluster import connect
 from tasks.run import Run, stage_key
@@ -42,6 +45,7 @@ def ingest(run: Run, key: str, progress: Progress) -> StageRef:
         version=result.version,
         report=result.report,
         metrics={"ingest/rows": float(result.rows)},
+        outputs={**{f"report/{name}": uri for name, uri in result.files.items()}, **({"notes": "\n".join(result.notes)} if result.notes else {})},
     )
 
 
@@ -56,18 +60,22 @@ def valid(run: Run, ref: StageRef) -> bool:
         return False
     if ref.version is None or not table.version_exists(ref.version):
         return False
-    known = set(table.ledger.uris())
+    known = table.ledger.latest()
     made = [source for source in run.config.sources if source.uri.startswith("blocks://")]
     if any(not _drawn(source, known) for source in made):
         return False
-    return all(shard.id in known for shard in _shards(run))
+    return all(_done(shard, known) for shard in _shards(run))
 
 
-def _drawn(source: SourceConfig, known: set[str]) -> bool:
+def _done(shard: ShardRef, known: Mapping[str, LedgerEntry]) -> bool:
+    return shard.uri in known and known[shard.uri].is_of(shard.identity)
+
+
+def _drawn(source: SourceConfig, known: Mapping[str, LedgerEntry]) -> bool:
     """Whether the shards of blocks are there and in the ledger."""
     folder = home() / "blocks" / parse_uri(source.uri).key()
     try:
-        return all(shard.id in known for shard in expand(source.model_copy(update={"uri": str(folder)})))
+        return all(_done(shard, known) for shard in expand(source.model_copy(update={"uri": str(folder)})))
     except FileNotFoundError:
         return False
 

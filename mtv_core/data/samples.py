@@ -2,71 +2,135 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import unicodedata
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from mtv_core.data.images import BadImageError, store
-from mtv_core.data.schema import sample_uid, split_of
+from mtv_core.data.captions import BadCaptionError, CaptionConfig, Captions, choose
+from mtv_core.data.filters import Filter, Received
+from mtv_core.data.images import BadImageError, ImageLimits, OpenedImage, StoredImage, open_image
+from mtv_core.data.schema import sample_hashes, split_of
 from mtv_core.data.sources.base import RawSample, ShardRef
 from mtv_core.report import Reject
 
+STAGE = "ingest"
 _URL_KEYS = ("url", "image_url", "URL")
 _LICENSE_KEYS = ("license", "LICENSE")
 
 
-def clean(caption: str) -> str:
-    """NFC, one space between words, no control characters, nothing at the ends. The words stay as they are."""
-    printable = "".join(
-        " " if unicodedata.category(letter) in ("Cc", "Zl", "Zp") else letter for letter in unicodedata.normalize("NFC", caption)
-    )
-    return " ".join(printable.split())
+class Denied(Protocol):
+    """Knows what was taken down."""
+
+    def denies(self, sha256: str, url: str | None, uid: str | None = None) -> bool:
+        """Whether a sample must not come back, by its image's hash, where it came from, or itself."""
+        ...
 
 
-def row(raw: RawSample, shard: ShardRef, *, max_side: int, quality: int, max_pixels: int, held_out: float) -> dict[str, Any] | Reject:
-    """The row, without `ingest_id`; or a refusal."""
+@dataclass(frozen=True)
+class Rules:
+    """What samples have to meet."""
+
+    limits: ImageLimits
+    held_out: float
+    captions: CaptionConfig = field(default_factory=CaptionConfig)
+    filters: Sequence[Filter] = ()
+    denied: Denied | None = None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A sample that passed: its row without `ingest_id`, and what else a statistic wants to know of it."""
+
+    row: dict[str, Any]
+    location: str  # where a person finds it
+    opened: OpenedImage  # format and size as received
+    passthrough: bool  # stored as received
+
+
+class _RefusedError(Exception):
+    def __init__(self, error: str, message: str) -> None:
+        super().__init__(message)
+        self.error = error
+
+
+def make(raw: RawSample, shard: ShardRef, rules: Rules) -> Kept | Reject:
+    """The row of a sample, or its refusal. Cheap checks come first: nothing is decoded that its caption, hash or header refuses."""
     uid: str | None = None
-
-    def refuse(error: str, message: str) -> Reject:
-        return Reject(uid=uid, shard=shard.id, key=raw.key, location=f"{shard.uri}#{raw.key}", stage="ingest", error=error, message=message)
-
-    if raw.too_large:
-        return refuse("TooLarge", f"the image file has {raw.too_large} bytes, more than is read (ingest.max_bytes)")
-    if raw.image is None:
-        return refuse("NoImage", f"the sample {raw.key!r} has no .jpg, .jpeg, .png or .webp")
     try:
-        received = [caption.decode() for caption in raw.captions]
-    except UnicodeDecodeError:
-        return refuse("CaptionNotUtf8", f"the caption of {raw.key!r} is not UTF-8; save it as UTF-8")
-    captions = [text for text in dict.fromkeys(clean(caption) for caption in received) if text]
-    if not captions:
-        return refuse("NoCaption", f"the sample {raw.key!r} has an image but no caption; add {raw.key}.txt, or `caption` to its .json")
-    uid = sample_uid(raw.image, received[0])
-    try:
-        image = store(raw.image, max_side, quality, max_pixels)
-    except BadImageError as error:
-        return refuse(error.reason, str(error))
-    meta, document = _meta(raw.meta)
-    sha256 = hashlib.sha256(raw.image).hexdigest()
-    return {
+        image, captions = _present(raw, rules)
+        uid, sha256 = sample_hashes(image, captions.raw)
+        meta, document = _meta(raw.meta)
+        url = raw.url or _first(document, _URL_KEYS)
+        if rules.denied is not None and rules.denied.denies(sha256, url, uid):
+            raise _RefusedError("Forgotten", "this image or its URL was taken down (mtv forget); it does not come back")
+        opened = open_image(image, rules.limits)
+        received = Received(
+            key=raw.key,
+            width=opened.width,
+            height=opened.height,
+            num_bytes=len(image),
+            format=opened.format,
+            captions=[caption.text for caption in captions.kept],
+            url=url,
+            license=raw.license or _first(document, _LICENSE_KEYS),
+            meta=document,
+            grey=None,
+        )
+        stored = _stored(opened, received, rules.filters)
+    except (_RefusedError, BadCaptionError, BadImageError) as refusal:
+        reason = refusal.error if isinstance(refusal, _RefusedError) else refusal.reason
+        return Reject(uid=uid, shard=shard.id, key=raw.key, location=location(raw, shard), stage=STAGE, error=reason, message=str(refusal))
+    row = {
         "uid": uid,
-        "image": image.jpeg,
-        "width": image.width,
-        "height": image.height,
-        "caption": captions[0],
-        "captions": [{"text": text, "kind": "web"} for text in captions],
-        "caption_raw": received[0],
+        "image": stored.jpeg,
+        "width": stored.width,
+        "height": stored.height,
+        "caption": captions.kept[0].text,
+        "captions": [{"text": caption.text, "kind": caption.kind} for caption in captions.kept],
+        "caption_raw": captions.raw,
         "source": shard.source,
         "shard": shard.id,
         "key": raw.key,
-        "url": _first(document, _URL_KEYS),
-        "license": _first(document, _LICENSE_KEYS),
+        "url": url,
+        "license": received.license,
         "meta": meta,
         "sha256": sha256,
-        "phash": image.phash,
-        "split": split_of(sha256, held_out),
+        "phash": stored.phash,
+        "split": split_of(sha256, rules.held_out),
     }
+    return Kept(row, location(raw, shard), opened, stored.passthrough)
+
+
+def location(raw: RawSample, shard: ShardRef) -> str:
+    """Where a person finds a sample."""
+    return raw.location or f"{shard.uri}#{raw.key}"
+
+
+def _present(raw: RawSample, rules: Rules) -> tuple[bytes, Captions]:
+    if raw.problem is not None:
+        raise _RefusedError(*raw.problem)
+    if raw.too_large:
+        raise _RefusedError("TooLarge", f"the image file has {raw.too_large} bytes, more than is read (ingest.max_bytes)")
+    if raw.image is None:
+        raise _RefusedError("NoImage", f"the sample {raw.key!r} has no image")
+    return raw.image, choose(raw.captions, rules.captions)
+
+
+def _stored(opened: OpenedImage, received: Received, filters: Sequence[Filter]) -> StoredImage:
+    _pass([one for one in filters if not one.needs_pixels], received)
+    stored = opened.store()
+    looks = [one for one in filters if one.needs_pixels]
+    if looks:
+        _pass(looks, received.seen(stored.grey))
+    return stored
+
+
+def _pass(filters: Sequence[Filter], received: Received) -> None:
+    for one in filters:
+        message = one(received)
+        if message is not None:
+            raise _RefusedError(one.reason, message)
 
 
 def _meta(received: bytes | None) -> tuple[str | None, dict[str, Any]]:

@@ -57,6 +57,8 @@ SHARDS = pa.schema(
         pa.field("rows_rejected", pa.int64(), nullable=False),
         pa.field("state", pa.string(), nullable=False),  # done | damaged
         pa.field("ingest_id", pa.string(), nullable=False),
+        pa.field("content", pa.string()),  # sha256 of the bytes that were read
+        pa.field("replaces", pa.string()),  # id of the shard that was behind the same URI before
     ]
 )
 
@@ -86,6 +88,19 @@ def sample_uid(image: bytes, caption: str) -> str:
     digest = hashlib.sha256(image)
     digest.update(caption.encode())
     return digest.hexdigest()[:32]
+
+
+def sample_hashes(image: bytes, caption: str) -> tuple[str, str]:
+    """(`sample_uid`, sha256 of the image), with one pass over the image."""
+    digest = hashlib.sha256(image)
+    sha256 = digest.hexdigest()
+    digest.update(caption.encode())
+    return digest.hexdigest()[:32], sha256
+
+
+def caption_hash(caption: str) -> int:
+    """64 bits that stand for a caption where only its being the same matters."""
+    return int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest())
 
 
 def split_of(sha256: str, held_out: float) -> str:

@@ -1,9 +1,10 @@
 """What workers of an ingest leave for the committer, at places that follow from the input alone.
 
     <table>/_staging/ingest/<revision of the configuration>/<shard id>/rows.arrow     rows of the schema SAMPLES, without ingest_id
-                                                                     /index.parquet  their uid, sha256 and key
-                                                                     /shard.json     last of all: counts and refusals; the shard is staged
-                                                          /fragments/<hash>.json     data files written into the table but not published
+                                                                     /index.parquet  what deduplication has to know of them
+                                                                     /rejects.arrow   its refusals
+                                                                     /shard.json     last of all: counts; the shard is staged
+                            /fragments/<hash>.json   data files written into the table but not published
 
 Running a piece of work again finds its last file and does nothing, or writes the same again. A data file written just before a kill has no
 record; the next ingest, which finds staging left behind, removes it.
@@ -16,7 +17,8 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +27,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from lance.fragment import FragmentMetadata
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, ValidationError
 
-from mtv_core.data.dedup import KNOWN
-from mtv_core.data.schema import SAMPLES
+from mtv_core.data.schema import REJECTS, SAMPLES, caption_hash
+from mtv_core.data.stats import IngestStats
 from mtv_core.faults import fault_point
 from mtv_core.report import Reject
-from mtv_core.store.dataset import data_files, explain, publish, write
+from mtv_core.store import dataset
+from mtv_core.store.dataset import data_files, explain, publish_unless_added, quoted, write
+from mtv_core.store.locks import Lease
+from mtv_core.store.rejects import Selection
 from mtv_core.store.table import Table
 
 FOLDER = "_staging/ingest"
 ROWS = pa.schema([field for field in SAMPLES if field.name != "ingest_id"])
-_INDEX = pa.schema([SAMPLES.field(name) for name in ("uid", "sha256", "key")])
+INDEX = pa.schema(
+    [
+        *(SAMPLES.field(name) for name in ("uid", "sha256", "key", "phash")),
+        pa.field("caption_hash", pa.uint64()),
+        pa.field("location", pa.string()),  # where a person finds the sample
+    ]
+)
 _BATCH_ROWS = 256
 _BATCH_BYTES = 16 << 20
 _ABANDONED_SECONDS = 600.0
@@ -49,17 +60,25 @@ class StagedShard(BaseModel, frozen=True, extra="forbid"):
     shard: str
     rows_in: int
     rows: int
+    rejects: int = Field(description="refusals, of samples and of the shard itself")
+    refused: int = Field(description="refusals of samples")
     bytes_written: int
     seconds: float
     state: str
-    rejects: list[Reject]
+    content: str | None
+    stats: IngestStats
 
 
 class Piece(BaseModel, frozen=True, extra="forbid"):
     """Rows of one staged shard."""
 
-    shard: str
+    staged: str = Field(description="<revision>/<shard id>")
     positions: list[int]
+
+
+def revision_of(config: str, keys: Collection[str] | None) -> str:
+    """Names the staging of a configuration's revision, for whole shards or for some of their samples."""
+    return config if keys is None else hashlib.sha256(json.dumps([config, sorted(keys)]).encode()).hexdigest()[:16]
 
 
 def shard_folder(revision: str, shard: str) -> str:
@@ -71,29 +90,41 @@ def staged_shard(table: Table, revision: str, shard: str) -> StagedShard | None:
     """The record of a shard that is staged already."""
     try:
         return StagedShard.model_validate_json(table.files.read(f"{shard_folder(revision, shard)}/shard.json"))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValidationError):  # by another version of MTV: staged anew
         return None
 
 
 class ShardWriter:
-    """Writes the rows of a shard batch by batch, so that memory does not grow with the shard."""
+    """Writes the rows and refusals of a shard batch by batch, so that memory does not grow with the shard.
 
-    def __init__(self, table: Table, revision: str, shard: str) -> None:
-        self._files, self._folder = table.files, shard_folder(revision, shard)
+    Args:
+        table: where.
+        revision: names the staging.
+        shard: its id.
+        config: revision of the configuration, which refusals are marked with.
+    """
+
+    def __init__(self, table: Table, revision: str, shard: str, config: str) -> None:
+        self._files, self._folder, self._config = table.files, shard_folder(revision, shard), config
         self._uri = table.uri
         self._stack = contextlib.ExitStack()
         self._waiting: list[dict[str, Any]] = []
         self._waiting_bytes = 0
-        self._index: dict[str, list[str]] = {name: [] for name in _INDEX.names}
-        self.num_rows = 0
+        self._refused: list[dict[str, Any]] = []
+        self._index: dict[str, list[Any]] = {name: [] for name in INDEX.names}
+        self.num_rows = self.num_rejects = self.num_refused = 0
         self.bytes_written = 0
 
     def __enter__(self) -> ShardWriter:
         with self._explained(), contextlib.ExitStack() as opening:  # a half-opened one is closed here, not by the garbage collector
-            file = opening.enter_context(self._files.create(f"{self._folder}/rows.arrow"))
-            self._writer = opening.enter_context(pa.ipc.new_stream(file, ROWS))
+            self._rows = self._opened(opening, "rows", ROWS)
+            self._rejects = self._opened(opening, "rejects", REJECTS)
             self._stack = opening.pop_all()
         return self
+
+    def _opened(self, stack: contextlib.ExitStack, name: str, schema: pa.Schema) -> pa.ipc.RecordBatchStreamWriter:
+        file = stack.enter_context(self._files.create(f"{self._folder}/{name}.arrow"))
+        return stack.enter_context(pa.ipc.new_stream(file, schema))
 
     def __exit__(self, *exception: Any) -> None:
         if exception[0] is not None:
@@ -102,6 +133,7 @@ class ShardWriter:
             return
         with self._explained(), self._stack:
             self._flush()
+            self._flush_rejects()
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -110,28 +142,44 @@ class ShardWriter:
         except OSError as error:
             raise TargetError.of(explain(error, self._uri)) from error
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Add one row of the schema `ROWS`."""
+    def add(self, row: dict[str, Any], location: str) -> None:
+        """Add one row of the schema `ROWS`, found at a location."""
         self._waiting.append(row)
         self._waiting_bytes += len(row["image"])
-        for name, values in self._index.items():
-            values.append(row[name])
+        for name in ("uid", "sha256", "key", "phash"):
+            self._index[name].append(row[name])
+        self._index["caption_hash"].append(caption_hash(row["caption"]))
+        self._index["location"].append(location)
         self.num_rows += 1
         self.bytes_written += len(row["image"])
         if len(self._waiting) >= _BATCH_ROWS or self._waiting_bytes >= _BATCH_BYTES:
             self._flush()
 
+    def refuse(self, reject: Reject) -> None:
+        """Add one refusal, of a sample or of the shard itself."""
+        self._refused.append({**reject.model_dump(mode="json"), "revision": self._config})
+        self.num_rejects += 1
+        self.num_refused += bool(reject.key)
+        if len(self._refused) >= _BATCH_ROWS:
+            self._flush_rejects()
+
     def _flush(self) -> None:
         if self._waiting:
             with self._explained():
-                self._writer.write_batch(pa.RecordBatch.from_pylist(self._waiting, schema=ROWS))
+                self._rows.write_batch(pa.RecordBatch.from_pylist(self._waiting, schema=ROWS))
             self._waiting, self._waiting_bytes = [], 0
+
+    def _flush_rejects(self) -> None:
+        if self._refused:
+            with self._explained():
+                self._rejects.write_batch(pa.RecordBatch.from_pylist(self._refused, schema=REJECTS))
+            self._refused = []
 
     def finish(self, staged: StagedShard) -> None:
         """Write index and record; call it after the block. Only now the shard is staged."""
         with self._explained():
             with self._files.create(f"{self._folder}/index.parquet") as file:
-                pq.write_table(pa.table(self._index, schema=_INDEX), file)
+                pq.write_table(pa.table(self._index, schema=INDEX), file)
             fault_point("ingest.staged")
             self._files.write(f"{self._folder}/shard.json", staged.model_dump_json().encode())
 
@@ -146,16 +194,29 @@ class TargetError(OSError):
 
 
 def read_index(table: Table, revision: str, shard: str) -> pa.Table:
-    """uid, sha256 and key of the rows of a staged shard, in order."""
+    """What deduplication has to know of the rows of a staged shard (`INDEX`), in order."""
     with table.files.open(f"{shard_folder(revision, shard)}/index.parquet") as file:
         return pq.read_table(file)
 
 
-def _rows(table: Table, revision: str, pieces: Iterable[Piece], ingest_id: str) -> Iterator[pa.RecordBatch]:
+def read_rejects(table: Table, revision: str, shard: str) -> pa.Table:
+    """The refusals of a staged shard, of the schema REJECTS."""
+    with table.files.open(f"{shard_folder(revision, shard)}/rejects.arrow") as file, pa.ipc.open_stream(file) as reader:
+        return reader.read_all()
+
+
+def read_images(table: Table, revision: str, shard: str, positions: Collection[int]) -> dict[int, bytes]:
+    """The stored pictures of some rows of a staged shard, by position."""
+    rows = _rows(table, [Piece(staged=f"{revision}/{shard}", positions=sorted(positions))], "")
+    images = [image for batch in rows for image in batch["image"].to_pylist()]
+    return dict(zip(sorted(positions), images, strict=True))
+
+
+def _rows(table: Table, pieces: Iterable[Piece], ingest_id: str) -> Iterator[pa.RecordBatch]:
     """The chosen rows of staged shards, complete, one batch in memory at a time."""
     for piece in pieces:
         wanted = np.asarray(piece.positions, np.int64)
-        with table.files.open(f"{shard_folder(revision, piece.shard)}/rows.arrow") as file, pa.ipc.open_stream(file) as reader:
+        with table.files.open(f"{FOLDER}/{piece.staged}/rows.arrow") as file, pa.ipc.open_stream(file) as reader:
             start = 0
             for batch in reader:
                 inside = wanted[(wanted >= start) & (wanted < start + batch.num_rows)] - start
@@ -166,16 +227,16 @@ def _rows(table: Table, revision: str, pieces: Iterable[Piece], ingest_id: str) 
                     yield pa.RecordBatch.from_arrays([*chosen.columns, ids], schema=SAMPLES)
 
 
-def write_fragment(table: Table, revision: str, pieces: list[Piece], ingest_id: str) -> list[str]:
+def write_fragment(table: Table, pieces: list[Piece], ingest_id: str) -> list[str]:
     """Write the chosen rows as one fragment that nobody sees yet, or find the one a killed run wrote. Returns it as JSON."""
     document = json.dumps([ingest_id, [piece.model_dump() for piece in pieces]])
-    record = f"{FOLDER}/{revision}/fragments/{hashlib.sha256(document.encode()).hexdigest()[:32]}.json"
+    record = f"{FOLDER}/fragments/{hashlib.sha256(document.encode()).hexdigest()[:32]}.json"
     with contextlib.suppress(FileNotFoundError):
         found: list[str] = json.loads(table.files.read(record))
         if all(table.files.exists(f"samples.lance/data/{name}") for name in data_files(map(FragmentMetadata.from_json, found))):
             return found
     num_rows = sum(len(piece.positions) for piece in pieces)
-    reader = pa.RecordBatchReader.from_batches(SAMPLES, _rows(table, revision, pieces, ingest_id))
+    reader = pa.RecordBatchReader.from_batches(SAMPLES, _rows(table, pieces, ingest_id))
     try:
         fragments = [json.dumps(fragment.to_json()) for fragment in write(reader, table.samples_uri, num_rows, table.storage_options)]
         fault_point("ingest.fragment_written")
@@ -185,56 +246,55 @@ def write_fragment(table: Table, revision: str, pieces: list[Piece], ingest_id: 
     return fragments
 
 
-def publish_samples(table: Table, fragments: Sequence[str], seen: int | None) -> int:
+def publish_samples(table: Table, fragments: Sequence[str], seen: int | None, lease: Lease) -> int:
     """Make the fragments visible and return the version. Nothing happens to those that are visible already.
 
     Args:
         table: where.
         fragments: as JSON, in the order of their rows.
         seen: what `last_fragment` said before the known rows were read.
+        lease: the right to commit.
 
     Raises:
         TargetError: the table cannot be written, or somebody else added rows that deduplication has not seen.
+        LockLostError: the right to commit was lost.
     """
-    if last_fragment(table) != seen:
-        raise TargetError(f"another ingest added rows to {table.uri} meanwhile; run again, it goes on from here")
+    lease.check()
+    rows = [*map(FragmentMetadata.from_json, fragments)]
     try:
-        return int(publish([*map(FragmentMetadata.from_json, fragments)], SAMPLES, table.samples_uri, table.storage_options).version)
+        return int(publish_unless_added(rows, SAMPLES, table.samples_uri, seen, table.storage_options).version)
     except OSError as error:
         raise TargetError.of(explain(error, table.uri)) from error
 
 
 def last_fragment(table: Table) -> int | None:
     """Highest fragment id of the samples, which every append raises. None if there is no table."""
+    return dataset.last_fragment(dataset.open_dataset(table.samples_uri, storage_options=table.storage_options))
+
+
+def rows_by_shard(table: Table, shards: Collection[str]) -> Counter[str]:
+    """Rows of the table, by the shard they came from."""
     if not table.exists():
-        return None
-    return max((fragment.fragment_id for fragment in table.dataset().get_fragments()), default=-1)
+        return Counter()
+    names = table.dataset().to_table(columns=["shard"], filter=f"shard in ({quoted(shards)})")["shard"]
+    return Counter({pair["values"]: pair["counts"] for pair in names.value_counts().to_pylist()})
 
 
-def known_rows(table: Table, images: pa.Array) -> pa.Table:
-    """uid, sha256, key, shard and the shard's URI of the table's rows with one of the given images (their sha256)."""
-    found = [KNOWN.empty_table()]
-    if table.exists() and len(images):
-        uris = table.ledger.uris()
-        for batch in table.dataset().scanner(columns=["uid", "sha256", "key", "shard"]).to_batches():
-            rows = batch.filter(pc.is_in(batch["sha256"], value_set=images))
-            uri = pa.array([uris.get(shard) for shard in rows["shard"].to_pylist()], pa.string())
-            found.append(pa.table([*(rows[name] for name in KNOWN.names[:-1]), uri], schema=KNOWN))
-    return pa.concat_tables(found)
+def refusals_by_shard(table: Table, shards: Collection[str], stage: str) -> Counter[str]:
+    """Refused samples of shards."""
+    found: Counter[str] = Counter()
+    for batch in table.rejects.select(Selection(stage=stage, shards=sorted(shards)), ["shard", "key"]):
+        found.update(batch.filter(pc.not_equal(batch["key"], ""))["shard"].to_pylist())
+    return found
 
 
 def left_behind(table: Table) -> bool:
-    """Whether an ingest was killed here."""
+    """Whether an ingest was killed here, or is at work."""
     return bool(table.files.names(FOLDER))
 
 
-def clear(table: Table, revision: str, shards: Iterable[str], killed: bool) -> None:
-    """Remove what the committer has published; on this machine, where nobody else is at work, all that killed runs left."""
-    if not table.files.local:
-        for shard in {*shards} & {*table.files.names(f"{FOLDER}/{revision}")}:
-            table.files.remove(shard_folder(revision, shard))
-        table.files.remove(f"{FOLDER}/{revision}/fragments")
-        return
+def clear(table: Table, killed: bool) -> None:
+    """Remove all that is staged, and data files that killed ingests wrote and never published. Only while nobody else writes."""
     table.files.remove(FOLDER)
     if killed and table.exists():
         _remove_orphans(table)
@@ -242,16 +302,17 @@ def clear(table: Table, revision: str, shards: Iterable[str], killed: bool) -> N
 
 def _remove_orphans(table: Table) -> None:
     """Data files of killed ingests: named by Lance, and in no version; or not even finished, and untouched for a while."""
-    folder = Path(table.samples_uri) / "data"
-    for path in folder.glob(".tmp*"):  # Lance writes here and renames; labelling may be doing so right now
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
-                path.unlink()
-    unknown = {path.name for path in folder.glob("*.lance") if _LANCE_NAME.fullmatch(path.name)}
+    folder = "samples.lance/data"
+    if table.files.local:
+        for path in (Path(table.uri) / folder).glob(".tmp*"):  # Lance writes here and renames; labelling may be doing so right now
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                    path.unlink()
+    unknown = {name for name in table.files.names(folder) if _LANCE_NAME.fullmatch(name)}
     for version in reversed(table.dataset().versions()):
         if not unknown:
             return
         for fragment in table.dataset(version["version"]).get_fragments():
             unknown -= {file.path for file in fragment.data_files()}
     for name in unknown:
-        (folder / name).unlink(missing_ok=True)
+        table.files.remove(f"{folder}/{name}")
