@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import pickle
-from typing import Any, get_args
+import re
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from tars import picture
 
 from mtv_core.blocks.captions import caption
@@ -317,3 +320,32 @@ class TestConfig:
     )
     def test_mistakes_are_explained(self, given: Any, said: str) -> None:
         assert said in problems(given)
+
+
+class TestDocumentation:
+    TEXT = (Path(__file__).parents[2] / "docs" / "filters.md").read_text()
+
+    def blocks(self, language: str) -> list[str]:
+        return re.findall(rf"```{language}\n(.*?)```", self.TEXT, re.DOTALL)
+
+    def test_every_filter_is_in_it(self) -> None:
+        rows = dict(re.findall(r"^\| `(\w+)` \| `(\w+)` \|", self.TEXT, re.MULTILINE))
+        assert rows == {kind.model_fields["name"].default: kind.reason for kind in CLASSES}
+        for kind in CLASSES:
+            [row] = re.findall(rf"^\| `{kind.model_fields['name'].default}` .*", self.TEXT, re.MULTILINE)
+            assert all(f"`{option}`" in row for option in kind.model_fields if option != "name")
+        assert all(name in self.TEXT for name in get_args(ScriptName))
+
+    def test_its_examples_are_valid(self) -> None:
+        examples = self.blocks("yaml")
+        assert len(examples) == 2
+        for example in examples:
+            resolve_config("demo", {"ingest": yaml.safe_load(example)["ingest"]})
+
+    def test_its_filter_works(self) -> None:
+        [example] = self.blocks("python")
+        names: dict[str, Any] = {"Filter": Filter, "Received": Received, "Field": Field, "ClassVar": ClassVar, "Literal": Literal}
+        exec(compile(example, "docs/filters.md", "exec", dont_inherit=True), names)
+        one = names["MaxExclamations"]()
+        assert keeps(one, received("a dog!!!"))
+        assert not keeps(one, received("a dog!!!!"))
