@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def label(table: Table, expert: str, revision: str) -> None:
     table.commit_labels(staged)
 
 
-def make(folder: Path) -> tuple[Table, dict[str, str]]:
+def make(folder: Path | str) -> tuple[Table, dict[str, str]]:
     """24 + 8 rows in fragments of 8, and three tags:
 
     one    shards 0 to 2, depth r1, detection d1
@@ -108,7 +109,6 @@ def reject(shard: str, key: str, stage: str, **fields: Any) -> Reject:
 
 def leave(table: Table) -> None:
     """What killed runs and reports left."""
-    folder = Path(table.uri)
     for name, content in {
         "_staging/ingest/r/shard/rows.arrow": image(3),
         "_staging/labels/depth/r1/1-0.json": b"{}",
@@ -125,9 +125,8 @@ def leave(table: Table) -> None:
         "reports/i/stats.json": json.dumps({"rows": 24, "sample": row(4)["uid"], "image": row(4)["sha256"]}).encode(),
         "_experts/depth/preview.png": b"an expert's own",
     }.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        if table.files.local or not Path(name).name.startswith("."):
+            table.files.write(name, content)
 
 
 def everything(table: Table) -> dict[str, dict[str, Any]]:
@@ -136,13 +135,28 @@ def everything(table: Table) -> dict[str, dict[str, Any]]:
     return {one["uid"]: one for one in rows.to_pylist()}
 
 
-def on_disk(folder: Path, numbers: list[int]) -> list[str]:
+def on_disk(folder: Path | str, numbers: list[int]) -> list[str]:
     """Files that hold a uid, a hash, a URL, a caption or a part of the picture of some samples, wherever they are below a folder."""
     found = []
-    for path in sorted(folder.rglob("*")):
-        content = path.read_bytes() if path.is_file() else b""
+    for name, content in files(folder):
         for number in numbers:
             one = row(number, image_of=3 if number == 30 else None)
             needles = [one["uid"].encode(), one["sha256"].encode(), one["url"].encode(), one["image"][-80:-2], f'"n": {number}}}'.encode()]
-            found += [f"{path.relative_to(folder)}: {needle[:40]!r}" for needle in needles if needle in content]
+            found += [f"{name}: {needle[:40]!r}" for needle in needles if needle in content]
     return found
+
+
+def files(folder: Path | str) -> Iterator[tuple[str, bytes]]:
+    """Name and content of every file below a folder, or of every object of a bucket, as another program sees them."""
+    if isinstance(folder, Path):
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                yield str(path.relative_to(folder)), path.read_bytes()
+        return
+    import s3_server
+
+    bucket = folder.removeprefix("s3://").split("/")[0]
+    client = s3_server.client()
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+        for entry in page.get("Contents", []):
+            yield entry["Key"], client.get_object(Bucket=bucket, Key=entry["Key"])["Body"].read()

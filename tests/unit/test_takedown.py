@@ -435,3 +435,24 @@ def test_a_hundred_thousand(tmp_path: Path) -> None:
     assert table.num_rows == 25_000
     assert set(table.dataset().to_table(columns=["key"])["key"].to_pylist()) == {str(n) for n in range(1, 50_000, 2)}
     assert seconds < 60
+
+
+class TestObjectStore:
+    def test_gone_from_every_object(self, bucket: str) -> None:
+        """On S3 as on a disk; and a killed one is resumed there."""
+        table, tags = tables.make(f"{bucket}/a/table")
+        before = everything(table)
+        assert {name.split("/")[2] for name in on_disk(bucket, [3])} == {"samples.lance", "rejects.lance", "_staging", "reports"}
+        plan = takedown.plan(table, Request(uids=[uid(3)]))
+        die_at(table, "takedown.untagged", uids=[uid(3)])
+        [journal] = takedown.resume(table)
+        assert on_disk(bucket, [3, 30]) == []
+        assert journal.tags == plan.tags
+        gone = {uid(3), uid(30)}
+        assert everything(table) == {one: values for one, values in before.items() if one not in gone}
+        assert Denylist.load(table).denies(row(3)["sha256"], None)
+        [successor] = table.tags()
+        with pytest.raises(TagForgottenError, match=f"successor is {successor}"):
+            Table.at(table.uri, tag=tags["three"])
+        left = [name for name, _ in tables.files(bucket) if "/reports/" in name or "/_staging/" in name]
+        assert sorted(left) == [f"a/table/reports/{name}" for name in ("i/stats.json", "j/report.json")]
