@@ -15,7 +15,6 @@ from mtv_core.data.sources.access import Options, plain_error, read_file, safe_n
 from mtv_core.settings import is_local
 
 _REQUESTS = 16  # to a store, under way at once
-_NO_SUCH = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
 _BYTES_AHEAD = 32 << 20  # that are read before they are wanted
 
 
@@ -59,10 +58,11 @@ class Members:
             try:
                 resolved = path.resolve()
                 mode = path.stat().st_mode
-            except (RuntimeError, OSError, UnicodeEncodeError) as error:  # symlinks in a circle; what can be no name
-                if isinstance(error, RuntimeError) or (isinstance(error, OSError) and path.is_symlink()):
+            except (RuntimeError, UnicodeEncodeError, OSError) as error:  # symlinks in a circle; what can be no name
+                number = error.errno if isinstance(error, OSError) else errno.ELOOP if isinstance(error, RuntimeError) else errno.ENOENT
+                if number == errno.ELOOP or (number == errno.ENOENT and isinstance(error, OSError) and path.is_symlink()):
                     raise UnsafePathError(f"{name!r} is a symlink to nothing; copy the file into the folder") from None
-                if isinstance(error, UnicodeEncodeError) or (isinstance(error, OSError) and error.errno in _NO_SUCH):
+                if number in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
                     raise FileNotFoundError(errno.ENOENT, "there is no such file", full) from None
                 raise
             if not resolved.is_relative_to(self._resolved):
