@@ -229,7 +229,7 @@ class Commit:
                 identity=shard.identity,
                 size=shard.size,
                 rows_in=done.rows_in,
-                rows_out=fates[Fate.ADDED] + fates[Fate.PUBLISHED],
+                rows_out=fates[Fate.ADDED] + fates[Fate.PUBLISHED] + fates[Fate.AGAIN],
                 rows_rejected=done.refused + sum(fates[fate] for fate in REASONS),
                 state=done.state,
                 ingest_id=ingest_id,
@@ -241,13 +241,10 @@ class Commit:
 
     def _corrected(self, staged: Staged) -> list[LedgerEntry]:
         """The entries of shards some of whose refusals are rows now: counted, so that it does not matter who was killed when."""
-        known, shards = self.table.ledger.latest(), [shard.id for shard in staged]
-        rows = staging.rows_by_shard(self.table, shards)
-        refused = staging.refusals_by_shard(self.table, shards, STAGE)
-        return [
-            known[shard.uri].model_copy(update={"rows_out": rows.get(shard.id, 0), "rows_rejected": refused.get(shard.id, 0)})
-            for shard in staged
-        ]
+        known = self.table.ledger.latest()
+        refused = staging.refusals_by_shard(self.table, [shard.id for shard in staged], STAGE)
+        entries = [(known[shard.uri], refused[shard.id]) for shard in staged]
+        return [entry.model_copy(update={"rows_out": entry.rows_in - left, "rows_rejected": left}) for entry, left in entries]
 
     def _write_all(self, jobs: list[FragmentJob]) -> list[str]:
         """The fragments in the order of the jobs, as JSON."""

@@ -5,13 +5,13 @@ Depends on what is staged and on the table, not on who staged it when.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from mtv_core.data import decontaminate
 from mtv_core.data.decontaminate import Comparison, EvaluationIndex, TableLeaks
@@ -45,19 +45,24 @@ class Decided:
     candidates: pa.Table  # CANDIDATES, shard after shard in the order of `staged`
     locations: pa.ChunkedArray  # of the candidates
     verdict: Verdict
+    done_before: set[str] = field(default_factory=set)  # ids of shards that are in the ledger
     comparison: Comparison | None = None  # of the candidates with evaluation images
     notes: list[str] = field(default_factory=list)
 
     @property
     def _parts(self) -> list[slice]:
-        ends = np.cumsum([done.rows for _, done in self.staged.values()]).tolist()
-        return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        ends = np.cumsum([0, *(done.rows for _, done in self.staged.values())]).tolist()
+        return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
     def fates(self) -> list[Counter[Fate]]:
-        """Rows of each fate, shard by shard."""
-        return [
+        """Rows of each fate, shard by shard. What a shard that was done before published then is not news."""
+        counted = [
             Counter({fate: int(number) for fate in Fate if (number := (self.verdict.fate[part] == fate).sum())}) for part in self._parts
         ]
+        for shard, fates in zip(self.staged, counted, strict=True):
+            if shard.id in self.done_before:
+                fates[Fate.AGAIN] += fates.pop(Fate.PUBLISHED, 0)
+        return counted
 
     def added(self) -> list[list[int]]:
         """Positions in the staged shard of the rows that are added, shard by shard."""
@@ -125,7 +130,7 @@ def decide_staged(table: Table, staged: Staged, config: IngestConfig, evaluation
         for one in verdict.placeholders
         if one.row is not None
     ]
-    return Decided(staged, candidates, pa.chunked_array(locations), verdict, comparison, notes)
+    return Decided(staged, candidates, pa.chunked_array(locations), verdict, set(table.ledger.uris()), comparison, notes)
 
 
 def _leaked(found: TableLeaks) -> list[str]:

@@ -17,6 +17,12 @@ from mtv_core.report import Reject
 STAGE = "ingest"
 _URL_KEYS = ("url", "image_url", "URL")
 _LICENSE_KEYS = ("license", "LICENSE")
+_COLUMN_HINT = "name the column that has it in the source's `columns.captions`"
+_CAPTION_HINTS = {
+    "webdataset": "add a .txt of the same key, or `caption` to its .json",
+    "imagefolder": "add a .txt beside it, or a row to the folder's metadata",
+    "coco": "add an annotation for it",
+}
 
 
 class Denied(Protocol):
@@ -58,11 +64,12 @@ def make(raw: RawSample, shard: ShardRef, rules: Rules) -> Kept | Reject:
     """The row of a sample, or its refusal. Cheap checks come first: nothing is decoded that its caption, hash or header refuses."""
     uid: str | None = None
     try:
-        image, captions = _present(raw, rules)
+        image, captions = _present(raw, rules, shard.format)
         uid, sha256 = sample_hashes(image, captions.raw)
         meta, document = _meta(raw.meta)
         url = raw.url or _first(document, _URL_KEYS)
         if rules.denied is not None and rules.denied.denies(sha256, url, uid):
+            uid = None  # it is a hash of what was taken down: the refusal does without
             raise _RefusedError("Forgotten", "this image or its URL was taken down (mtv forget); it does not come back")
         opened = open_image(image, rules.limits)
         received = Received(
@@ -107,13 +114,15 @@ def location(raw: RawSample, shard: ShardRef) -> str:
     return raw.location or f"{shard.uri}#{raw.key}"
 
 
-def _present(raw: RawSample, rules: Rules) -> tuple[bytes, Captions]:
+def _present(raw: RawSample, rules: Rules, form: str) -> tuple[bytes, Captions]:
     if raw.problem is not None:
         raise _RefusedError(*raw.problem)
     if raw.too_large:
         raise _RefusedError("TooLarge", f"the image file has {raw.too_large} bytes, more than is read (ingest.max_bytes)")
     if raw.image is None:
         raise _RefusedError("NoImage", f"the sample {raw.key!r} has no image")
+    if not raw.captions:
+        raise _RefusedError("NoCaption", f"the sample {raw.key!r} has an image but no caption; {_CAPTION_HINTS.get(form, _COLUMN_HINT)}")
     return raw.image, choose(raw.captions, rules.captions)
 
 

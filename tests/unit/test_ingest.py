@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tars import picture, sample, shards, tar
 
-from mtv_core import ingest, ingest_shard
+from mtv_core import ingest, ingest_commit, ingest_shard
 from mtv_core.data.sources import SourceConfig
 from mtv_core.executor import Outcome, SerialExecutor
 from mtv_core.ingest_config import IngestConfig
@@ -143,7 +143,7 @@ def test_bad_samples_are_rows_with_reasons(tmp_path: Path) -> None:
     assert ledger(tmp_path / "t") == [(9, 2, 7, "done")]
     assert report.counts["rejected/NoCaption"] == 2
     messages = Table.open(str(tmp_path / "t")).rejects.read()["message"].to_pylist()
-    assert any("add nocaption.txt" in message for message in messages)
+    assert any("add a .txt of the same key" in message for message in messages)
 
 
 def test_captions_are_cleaned_and_kept_as_received(tmp_path: Path) -> None:
@@ -197,7 +197,9 @@ class TestDamagedShards:
             hashlib.sha256(picture(n) + f"picture {n}".encode()).hexdigest()[:32] for n in range(20)
         )
         assert (result.report.rows_out, result.report.rows_skipped) == (10 - kept, kept + 10)
-        assert reasons(tmp_path / "t") == [("", "TruncatedShard")]
+        assert reasons(tmp_path / "t") == []
+        [note] = result.notes
+        assert note == f"{path} changed since it was ingested: {10 - kept} rows are new, {kept} are as before"
         assert good.exists()
 
     def test_a_touched_shard_adds_nothing(self, tmp_path: Path) -> None:
@@ -256,22 +258,27 @@ class TestTarget:
         assert not Table.create_or_open(str(tmp_path / "t")).exists()
         assert run(tmp_path / "t", tmp_path / "in").rows == 72
 
-    def test_one_ingest_at_a_time(self, tmp_path: Path) -> None:
-        shards(tmp_path / "in", 1, 3)
+    def test_another_ingest_meanwhile(self, tmp_path: Path) -> None:
+        """It brings the shards of the first, and more; the first finds them done."""
+        shards(tmp_path / "in", 2, 3)
+        shards(tmp_path / "more", 1, 5, first=3)
 
         def second() -> None:
-            with pytest.raises(OSError, match="another ingest"):
-                run(tmp_path / "t", tmp_path / "in")
+            run(tmp_path / "t", tmp_path / "in", tmp_path / "more")
+            assert (tmp_path / "t" / "_staging" / "ingest").exists()  # the first may need it
 
-        assert run(tmp_path / "t", tmp_path / "in", executor=Before(second)).rows == 3
+        run(tmp_path / "t", tmp_path / "in", executor=Before(second))
+        assert sorted(row["key"] for row in rows(tmp_path / "t")) == [f"{n:06d}" for n in range(8)]
+        assert ledger(tmp_path / "t") == [(3, 3, 0, "done"), (3, 3, 0, "done"), (5, 2, 3, "done")]
+        assert not (tmp_path / "t" / "_staging" / "ingest").exists()
 
     def test_rows_added_meanwhile_are_not_doubled(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """An object store has no lock; the commit sees that the table is not the one that was deduplicated against."""
+        """Whoever writes without the right to: the commit sees that the table is not the one that was deduplicated against."""
         shards(tmp_path / "in", 1, 3)
         shards(tmp_path / "other", 1, 2, first=1)
         run(tmp_path / "t", tmp_path / "other")
         shards(tmp_path / "third", 1, 3)
-        decide = ingest._deduplicate
+        decide = ingest_commit.decide_staged
 
         def meanwhile(*arguments: Any) -> Any:
             decided = decide(*arguments)
@@ -279,10 +286,141 @@ class TestTarget:
             table.append(table.dataset().to_table().slice(0, 1))
             return decided
 
-        monkeypatch.setattr(ingest, "_deduplicate", meanwhile)
-        with pytest.raises(OSError, match="another ingest added rows"):
+        monkeypatch.setattr(ingest_commit, "decide_staged", meanwhile)
+        with pytest.raises(OSError, match="others added rows"):
             run(tmp_path / "t", tmp_path / "in")
         assert len(rows(tmp_path / "t")) == 3
+
+
+class TestChangedShards:
+    def rewrite(self, path: Path, numbers: list[int]) -> None:
+        """Another content behind the same path, size and time."""
+        stat = path.stat()
+        tar(path, [member for n in numbers for member in sample(n)])
+        assert path.stat().st_size == stat.st_size
+        os.utime(path, ns=(stat.st_mtime_ns, stat.st_mtime_ns))
+
+    def test_rows_that_are_gone_stay_and_are_told_of(self, tmp_path: Path) -> None:
+        [path] = shards(tmp_path / "in", 1, 4)
+        run(tmp_path / "t", path)
+        tar(path, [member for n in (2, 3, 4) for member in sample(n)])
+        result = run(tmp_path / "t", path)
+        assert [row["key"] for row in rows(tmp_path / "t")] == [f"{n:06d}" for n in range(5)]
+        assert result.notes == [
+            f"{path} changed since it was ingested: 1 rows are new, 2 are as before; 2 rows of the table are not in it any more and stay "
+            "(mtv forget removes them)"
+        ]
+        entries = Table.open(str(tmp_path / "t")).ledger.read().to_pylist()
+        assert [entry["replaces"] for entry in entries] == [None, entries[0]["shard"]]
+        assert run(tmp_path / "t", path).notes == []
+
+    def test_changed_and_changed_back(self, tmp_path: Path) -> None:
+        [path] = shards(tmp_path / "in", 1, 3)
+        first, time = path.read_bytes(), path.stat().st_mtime_ns
+        run(tmp_path / "t", path)
+        tar(path, [member for n in (1, 2, 3) for member in sample(n)])
+        run(tmp_path / "t", path)
+        path.write_bytes(first)
+        os.utime(path, ns=(time, time))
+        result = run(tmp_path / "t", path)
+        assert "0 rows are new, 3 are as before; 1 rows of the table are not in it" in result.notes[0]
+        assert [row["key"] for row in rows(tmp_path / "t")] == [f"{n:06d}" for n in range(4)]
+        assert run(tmp_path / "t", path).notes == []
+
+    def test_a_change_that_size_and_time_do_not_show(self, tmp_path: Path) -> None:
+        path, _ = shards(tmp_path / "in", 2, 3)
+        run(tmp_path / "t", tmp_path / "in")
+        self.rewrite(path, [6, 7, 8])
+        assert run(tmp_path / "t", tmp_path / "in").notes == []
+        result = run(tmp_path / "t", tmp_path / "in", verify="content")
+        assert "3 rows are new, 0 are as before; 3 rows of the table" in result.notes[0]
+        assert len(rows(tmp_path / "t")) == 9
+        for verify in ("stat", "content"):
+            again = run(tmp_path / "t", tmp_path / "in", verify=verify)
+            assert (again.notes, again.report.rows_in) == ([], 0)
+
+
+class TestRetry:
+    def retry(self, table: Path, source: Path, config: dict[str, Any], **choice: Any) -> ingest.IngestResult:
+        return ingest.retry([SourceConfig(uri=str(source))], str(table), IngestConfig(**config), SerialExecutor(), **choice)
+
+    def test_with_other_limits(self, tmp_path: Path) -> None:
+        """The refused sample becomes a row, the one that is refused again counts an attempt more, the others are let alone."""
+        large = picture(5, size=(64, 64))
+        members = [
+            *sample(1),
+            ("big.jpg", large),
+            ("big.txt", b"a big one"),
+            ("cut.jpg", picture(6)[:200]),
+            ("cut.txt", b"x"),
+            *sample(1, "b"),
+        ]
+        tar(tmp_path / "in" / "0.tar", members)
+        run(tmp_path / "t", tmp_path / "in", max_pixels=1000)
+        assert reasons(tmp_path / "t") == [("b000001", "Duplicate"), ("big", "TooManyPixels"), ("cut", "BrokenImage")]
+        result = self.retry(tmp_path / "t", tmp_path / "in", {})
+        assert (result.report.rows_in, result.report.rows_out, result.report.rows_rejected) == (2, 1, 1)
+        assert [row["key"] for row in rows(tmp_path / "t")] == ["000001", "big"]
+        refused = Table.open(str(tmp_path / "t")).rejects.read().to_pylist()
+        assert sorted((r["key"], r["error"], r["attempt"]) for r in refused) == [("b000001", "Duplicate", 1), ("cut", "BrokenImage", 2)]
+        assert ledger(tmp_path / "t")[-1] == (4, 2, 2, "done")
+        assert run(tmp_path / "t", tmp_path / "in").report.rows_in == 0
+        assert not (tmp_path / "t" / "_staging" / "ingest").exists()
+
+    def test_only_what_is_meant(self, tmp_path: Path) -> None:
+        members = [
+            ("big.jpg", picture(5, size=(64, 64))),
+            ("big.txt", b"a big one"),
+            ("cut.jpg", picture(6)[:200]),
+            ("cut.txt", b"x"),
+            *sample(1),
+        ]
+        tar(tmp_path / "in" / "0.tar", members)
+        run(tmp_path / "t", tmp_path / "in", max_pixels=1000)
+        result = self.retry(tmp_path / "t", tmp_path / "in", {}, reasons=["BrokenImage"])
+        assert (result.report.rows_in, result.report.rows_out) == (1, 0)
+        with pytest.raises(ValueError, match=r"no refusal of .* is meant"):
+            self.retry(tmp_path / "t", tmp_path / "in", {}, reasons=["NoCaption"])
+        assert self.retry(tmp_path / "t", tmp_path / "in", {}, keys=["big"]).report.rows_out == 1
+
+    def test_shards_that_changed_are_left_to_ingest(self, tmp_path: Path) -> None:
+        path = tar(tmp_path / "in" / "0.tar", [("cut.jpg", picture(6)[:200]), ("cut.txt", b"x"), *sample(1)])
+        run(tmp_path / "t", tmp_path / "in")
+        tar(path, [("cut.jpg", picture(6)), ("cut.txt", b"x"), *sample(1)])
+        with pytest.raises(ValueError, match=r"among the sources as it was.*mtv ingest"):
+            self.retry(tmp_path / "t", tmp_path / "in", {})
+        assert run(tmp_path / "t", tmp_path / "in").report.rows_out == 1
+        assert reasons(tmp_path / "t") == []
+
+
+class TestEvaluationLeaks:
+    def test_leaks_are_refused_and_told_of(self, tmp_path: Path) -> None:
+        tar(tmp_path / "old" / "0.tar", sample(7))
+        run(tmp_path / "t", tmp_path / "old")
+        tar(tmp_path / "bench" / "0.tar", [("one.jpg", picture(1)), ("seven.jpg", picture(7)), ("other.jpg", picture(99))])
+        shards(tmp_path / "in", 1, 3)
+        result = run(tmp_path / "t", tmp_path / "in", decontaminate={"sets": [{"uri": str(tmp_path / "bench"), "name": "bench"}]})
+        assert [row["key"] for row in rows(tmp_path / "t")] == ["000007", "000000", "000002"]
+        [refused] = Table.open(str(tmp_path / "t")).rejects.read().to_pylist()
+        assert (refused["key"], refused["error"], refused["survivor"]) == ("000001", "EvaluationLeak", "bench/one")
+        assert "1 rows of the table show evaluation images" in result.notes[0]
+        assert "bench/seven" in result.notes[0]
+
+    def test_a_set_that_cannot_be_read_stops_the_ingest(self, tmp_path: Path) -> None:
+        shards(tmp_path / "in", 1, 3)
+        path = tar(tmp_path / "bench" / "0.tar", [("one.jpg", picture(1)), ("two.jpg", picture(2))])
+        path.write_bytes(path.read_bytes()[:700])
+        with pytest.raises(ValueError, match="cannot be kept out of training"):
+            run(tmp_path / "t", tmp_path / "in", decontaminate={"sets": [{"uri": str(tmp_path / "bench")}]})
+        assert not Table.create_or_open(str(tmp_path / "t")).exists()
+
+
+def test_a_budget_stops_before_anything_is_committed(tmp_path: Path) -> None:
+    tar(tmp_path / "in" / "0.tar", [*sample(0), *(m for n in range(1, 9) for m in ((f"{n}.jpg", picture(n)[:200]), (f"{n}.txt", b"x")))])
+    with pytest.raises(ValueError, match=r"ingest was stopped: 8 of 9 samples failed \(8 × BrokenImage\)"):
+        run(tmp_path / "t", tmp_path / "in", failures={"min_samples": 5})
+    assert not Table.create_or_open(str(tmp_path / "t")).exists()
+    assert run(tmp_path / "t", tmp_path / "in", failures={"min_samples": 5, "share": 0.9}).rows == 1
 
 
 def test_what_killed_runs_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
@@ -301,4 +439,4 @@ def test_what_killed_runs_left_is_removed_and_nothing_else(tmp_path: Path) -> No
 def test_nothing_is_left_in_staging(tmp_path: Path) -> None:
     shards(tmp_path / "in", 2, 3)
     run(tmp_path / "t", tmp_path / "in")
-    assert [path.name for path in (tmp_path / "t" / "_staging").rglob("*")] == ["ingest.lock"]
+    assert [path.name for path in (tmp_path / "t" / "_staging").rglob("*")] == []
