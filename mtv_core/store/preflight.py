@@ -75,7 +75,7 @@ def _prove(files: Files, probe: str) -> None:
         if again or won != 1 or files.read(probe) != b"first":
             raise StoreError(
                 f"{files.uri} ignores conditional writes (PUT with If-None-Match: *), so two commits at once would lose one in silence. "
-                "Use a store that knows them: AWS S3, GCS, Azure, MinIO, Ceph from 18 on; or put the table on a file system "
+                "Use a store that knows them: AWS S3, GCS, Azure, MinIO, Ceph; or put the table on a file system "
                 "(the shards may stay where they are)"
             )
         if {name, f"{name}-rivals"} - set(files.names(FOLDER)):
