@@ -8,6 +8,7 @@ from functools import partial
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.markup import escape
 
 from flows.commands.console import (
@@ -73,7 +74,7 @@ def failures(
     if retry:
         if location or attempt:
             raise fail("--retry takes whole reasons: choose by --stage, --reason and --class", 2)
-        _retry(resolved, opened.rejects.groups(replace(selection, samples=True), 0), narrowed=bool(reason), shards=bool(groups))
+        _retry(resolved, opened.rejects.groups(replace(selection, samples=True), 0), bool(reason), bool(groups), err if as_json else out)
         if as_json:
             left = opened.rejects.groups(selection, examples)
             typer.echo(
@@ -132,7 +133,7 @@ def _show(uri: str, groups: list[Any]) -> None:
     out.print("\n[dim]--export FILE writes them, --retry tries them again; see docs/failures.md[/]")
 
 
-def _retry(resolved: Resolved, groups: list[Any], narrowed: bool, shards: bool) -> None:
+def _retry(resolved: Resolved, groups: list[Any], narrowed: bool, shards: bool, console: Console) -> None:
     """Try what was chosen again, stage by stage."""
     from tasks import retry as stages
     from tasks.run import open_run
@@ -151,10 +152,10 @@ def _retry(resolved: Resolved, groups: list[Any], narrowed: bool, shards: bool) 
                 ref = run.stage("ingest", "", partial(stages.ingest, run, reasons, Bar(progress, name)))
             else:
                 ref = run.stage("label", "", partial(stages.label, run, name, reasons, Bar(progress, name)))
-        _say(name, ref)
+        _say(name, ref, console)
 
 
-def _say(name: str, ref: StageRef) -> None:
+def _say(name: str, ref: StageRef, console: Console) -> None:
     report = ref.report
     done = "new rows" if name == "ingest" else "labelled"
-    out.print(f"{name}: {report.rows_in} tried again, {report.rows_out} {done}, {report.rows_rejected} refused")
+    console.print(f"{name}: {report.rows_in} tried again, {report.rows_out} {done}, {report.rows_rejected} refused")

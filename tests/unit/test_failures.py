@@ -10,12 +10,15 @@ import pyarrow as pa
 import pytest
 from label_tables import QuickExpert, columns, config, make_table
 from PIL import Image
+from tars import picture, sample, tar
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
-from mtv_core import experts, labelling, labelling_retry, labelling_worker
+from mtv_core import experts, ingest, labelling, labelling_retry, labelling_worker
+from mtv_core.data.sources.config import SourceConfig
 from mtv_core.executor import SerialExecutor
 from mtv_core.experts.config import ExpertConfig
+from mtv_core.ingest_config import IngestConfig
 from mtv_core.reasons import REASONS
 from mtv_core.report import Reject, RejectClass
 from mtv_core.store.reopen import fates, reopen
@@ -190,3 +193,21 @@ class TestLabels:
     def test_an_expert_that_is_not_configured(self, tmp_path: Path, odd: set[str]) -> None:
         with pytest.raises(ValueError, match=r"set label\.depth"):
             labelling_retry.retry(str(tmp_path), config().model_copy(update={"depth": None}), SerialExecutor(), stage="depth")
+
+
+def test_samples_are_retried_with_new_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the command, with a real cluster of one worker."""
+    monkeypatch.setenv("MTV_HOME", str(tmp_path / "home"))
+    large = [("large.jpg", picture(7, (400, 300))), ("large.txt", b"a large thing on a table")]
+    silent = [("silent.jpg", picture(8))]
+    tar(tmp_path / "in" / "0.tar", [*sample(1), *large, *silent, *sample(2)])
+    source, table = SourceConfig(uri=str(tmp_path / "in" / "*.tar")), Table(str(tmp_path / "t"))
+    ingest.run([source], table.uri, IngestConfig(max_pixels=100_000), SerialExecutor())
+    assert table.rejects.counts() == {"NoCaption": 1, "TooManyPixels": 1}
+    options = ["--sources", source.uri, "--set", "compute.workers=1", "--set", "ingest.max_pixels=200000"]
+    result = call(table, *options, "--retry", "--json")
+    assert result.exit_code == 0, result.output
+    assert "ingest: 2 tried again, 1 new rows, 1 refused" in result.stderr
+    assert sorted(table.dataset().to_table(columns=["key"])["key"].to_pylist()) == ["000001", "000002", "large"]
+    [group] = json.loads(result.stdout)["groups"]
+    assert (group["reason"], group["rows"], group["examples"][0]["attempt"]) == ("NoCaption", 1, 2)
