@@ -133,7 +133,8 @@ class _Document:
         """
         seen: dict[str, int] = defaultdict(int)
         with_caption = False
-        for key, item in items(file):
+        keys: set[str] = set()
+        for key, item in items(file, keys):
             number = seen[key]
             seen[key] += 1
             if key == "images":
@@ -142,8 +143,8 @@ class _Document:
                 with_caption |= self._annotation(item, number)
             elif key == "licenses" and isinstance(item, dict) and isinstance(item.get("id"), int | str):
                 self.licenses[item["id"]] = str(item.get("name") or item.get("url") or item["id"])
-        if "images" not in seen or "annotations" not in seen:
-            raise ValueError(f"it needs `images` and `annotations` and has {', '.join(seen) or 'nothing'}")
+        if not {"images", "annotations"} <= keys:
+            raise ValueError(f"it needs `images` and `annotations` and has {', '.join(sorted(keys)) or 'nothing'}")
         if not with_caption:
             raise ValueError("its annotations have no captions; give the file with the captions, captions_….json")
 

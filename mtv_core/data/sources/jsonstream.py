@@ -11,13 +11,15 @@ from mtv_core.data.sources.access import Opened
 
 _BLOCK = 1 << 20  # bytes
 _MAX_VALUE = 64 << 20  # letters of one element
+_WHOLE = (str, list, dict)  # end with a letter of their own
+_NUMBER = "0123456789.eE+-"
 _SPACE = " \t\r\n"
 
 
-def items(file: Opened) -> Iterator[tuple[str, Any]]:
+def items(file: Opened, keys: set[str] | None = None) -> Iterator[tuple[str, Any]]:
     """(key, element) for every element of the arrays of the object, (key, value) for what is no array.
 
-    Bytes that are not UTF-8 become lone surrogates ("surrogateescape").
+    `keys` takes the keys that were met, those of empty arrays too. Bytes that are not UTF-8 become lone surrogates ("surrogateescape").
 
     Raises:
         ValueError: it is no JSON object, or ends before it should.
@@ -31,6 +33,8 @@ def items(file: Opened) -> Iterator[tuple[str, Any]]:
         key = scanner.value()
         if not isinstance(key, str):
             raise ValueError(f"expected a key, not {key!r:.40}")
+        if keys is not None:
+            keys.add(key)
         scanner.expect(":")
         if scanner.take("["):
             if not scanner.take("]"):
@@ -88,7 +92,7 @@ class _Scanner:
         while True:
             try:
                 value, end = self.decoder.raw_decode(self.buffer, self.position)
-                if end < len(self.buffer) or self.ended:
+                if self.ended or (end < len(self.buffer) and (isinstance(value, _WHOLE) or self.buffer[end] not in _NUMBER)):
                     self.position = end
                     return value
             except RecursionError:
