@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,16 +43,26 @@ def thumbnails(rows: pa.Table) -> list[Thumbnail]:
     """Of rows with uid, image and caption, in their order. One row is in memory decoded at a time."""
     found = []
     for row in rows.to_pylist():
-        with Image.open(io.BytesIO(row["image"])) as image:
-            size = image.size
-            image.draft("RGB", (2 * CELL, 2 * CELL))
-            small = image.convert("RGB")
+        small, size = _opened(row["image"])
         enlarge = max(1, CELL // max(small.size))  # a picture of a few pixels is seen as such
         if enlarge > 1:
             small = small.resize((small.width * enlarge, small.height * enlarge), Image.Resampling.NEAREST)
         small.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)
         found.append(Thumbnail(row["uid"], row["caption"], small, size))
     return found
+
+
+def _opened(data: bytes) -> tuple[Image.Image, tuple[int, int]]:
+    """A picture at about twice the size it is shown in, and its own size; an empty one if it cannot be read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about EXIF, which is stored as it came
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                size = image.size
+                image.draft("RGB", (2 * CELL, 2 * CELL))
+                return image.convert("RGB"), size
+        except (OSError, ValueError, SyntaxError):  # other decoders are more patient than Pillow
+            return Image.new("RGB", (CELL, CELL), _FAINT), (0, 0)
 
 
 def sheet(tiles: Sequence[Thumbnail], columns: int = COLUMNS) -> Image.Image | None:

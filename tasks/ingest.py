@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from mtv_core.blocks.shards import materialise, parse_uri
 from mtv_core.data.sources import ShardRef, expand, source_name
@@ -12,8 +13,12 @@ from mtv_core.report import StageRef
 from mtv_core.settings import home
 from mtv_core.store.ledger import LedgerEntry
 from mtv_core.store.table import Table
+from tasks import reports
 from tasks.cluster import connect
 from tasks.run import Run, stage_key
+
+if TYPE_CHECKING:
+    from mtv_core.ingest import IngestResult
 
 VERSION = 1  # raise it when the same input gives other rows
 
@@ -36,17 +41,25 @@ def ingest(run: Run, key: str, progress: Progress) -> StageRef:
     from mtv_core import ingest as core
 
     with connect(run.config.compute) as executor:
-        sources = [_made(source, executor, progress) for source in run.config.sources]
+        sources = [made(source, executor, progress) for source in run.config.sources]
         result = core.run(sources, run.table, run.config.ingest, executor, progress, run.config.table.storage_options)
-    return StageRef(
+    return ref_of(run, result)
+
+
+def ref_of(run: Run, result: IngestResult) -> StageRef:
+    """What an ingest or a retry hands on. The run keeps copies of its report."""
+    files = {f"{reports.PREFIX}{name}": uri for name, uri in result.files.items()}
+    ref = StageRef(
         stage="ingest",
         run_id=run.run_id,
         uri=run.table,
         version=result.version,
         report=result.report,
         metrics={"ingest/rows": float(result.rows)},
-        outputs={**{f"report/{name}": uri for name, uri in result.files.items()}, **({"notes": "\n".join(result.notes)} if result.notes else {})},
+        outputs=files | ({"notes": "\n".join(result.notes)} if result.notes else {}),
     )
+    reports.keep(ref, run.folder, run.config.table.storage_options)
+    return ref
 
 
 def valid(run: Run, ref: StageRef) -> bool:
@@ -80,7 +93,7 @@ def _drawn(source: SourceConfig, known: Mapping[str, LedgerEntry]) -> bool:
         return False
 
 
-def _made(source: SourceConfig, executor: Executor, progress: Progress) -> SourceConfig:
+def made(source: SourceConfig, executor: Executor, progress: Progress) -> SourceConfig:
     """A source of blocks, drawn and written as ordinary shards; any other as it is."""
     if not source.uri.startswith("blocks://"):
         return source

@@ -17,9 +17,9 @@ def ingest(run: Run, reasons: Collection[str] | None, progress: Progress) -> Sta
 
     options = run.config.table.storage_options
     with connect(run.config.compute) as executor:
-        sources = [ingest_stage._made(source, executor, progress) for source in run.config.sources]
+        sources = [ingest_stage.made(source, executor, progress) for source in run.config.sources]
         result = core.retry(sources, run.table, run.config.ingest, executor, reasons=reasons, progress=progress, storage_options=options)
-    return StageRef(stage="ingest", run_id=run.run_id, uri=run.table, version=result.version, report=result.report)
+    return ingest_stage.ref_of(run, result)
 
 
 def label(run: Run, expert: str, reasons: Collection[str] | None, progress: Progress) -> StageRef:

@@ -39,6 +39,7 @@ def ingest_task(run: Run, key: str) -> StageRef:
     """Shards → rows and refusals."""
     ref = ingest_stage.ingest(run, key, _progress(run, "ingest"))
     artifacts.report(ref)
+    artifacts.ingest_report(ref, run.config.table.storage_options)
     return ref
 
 

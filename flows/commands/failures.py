@@ -159,3 +159,5 @@ def _say(name: str, ref: StageRef, console: Console) -> None:
     report = ref.report
     done = "new rows" if name == "ingest" else "labelled"
     console.print(f"{name}: {report.rows_in} tried again, {report.rows_out} {done}, {report.rows_rejected} refused")
+    for note in ref.outputs.get("notes", "").splitlines():
+        console.print(f"  note: {escape(note)}")

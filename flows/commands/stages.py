@@ -125,9 +125,12 @@ def _say(ref: StageRef) -> None:
     ]
     counts += [f"{value} {name}" for name, value in sorted(report.counts.items())]
     out.print(f"{ref.stage}: {', '.join(counts) or 'done'}")
-    for name, value in (("where", ref.uri), ("version", ref.version), ("tag", ref.tag), ("mlflow", ref.outputs.get("mlflow_url"))):
+    outputs = (("report", ref.outputs.get("report/report.html")), ("mlflow", ref.outputs.get("mlflow_url")))
+    for name, value in (("where", ref.uri), ("version", ref.version), ("tag", ref.tag), *outputs):
         if value:
             out.print(f"  {name:<8} {escape(str(value))}")
+    for note in ref.outputs.get("notes", "").splitlines():
+        out.print(f"  {'note':<8} {escape(note)}")
     out.print(f"  {'run':<8} {ref.run_id}")
 
 

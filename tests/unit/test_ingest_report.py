@@ -318,6 +318,11 @@ class TestPictures:
         assert sheet.width == 2 * (ingest_gallery.CELL + 10) + 10
         assert ingest_gallery.sheet([]) is None
 
+    def test_one_that_cannot_be_read_costs_only_itself(self) -> None:
+        data = [picture(1), picture(2)[:200], b"nothing"]
+        tiles = ingest_gallery.thumbnails(pa.Table.from_pylist([{"uid": "u", "image": image, "caption": "c"} for image in data]))
+        assert [tile.size for tile in tiles] == [(24, 16), (0, 0), (0, 0)]
+
     @settings(max_examples=100, deadline=None)
     @given(st.text("ab cdé中", max_size=200), st.integers(20, 200), st.integers(1, 4))
     def test_text_is_wrapped(self, text: str, width: int, lines: int) -> None:
