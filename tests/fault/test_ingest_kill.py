@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -69,7 +70,7 @@ def state(table: Path) -> State:
     named = {file.path for fragment in dataset.get_fragments() for file in fragment.data_files()}
     # A file that Lance had just begun (.tmp…) is removed later, when surely nobody writes it any more.
     assert {path.name for path in (table / "samples.lance" / "data").glob("*.lance")} == named
-    assert [path.name for path in (table / "_staging").iterdir()] == ["ingest.lock"]
+    assert list((table / "_staging").iterdir()) == []
     return {
         "rows": dataset.to_table().to_pylist(),
         "fragments": [fragment.physical_rows for fragment in dataset.get_fragments()],
@@ -178,6 +179,74 @@ def test_killed_with_its_workers_at_work(source: Path, undisturbed: dict[str, St
     psutil.wait_procs(workers, timeout=30)
     opened = Table.open(str(table))
     assert opened.dataset().to_table().to_pylist() == undisturbed["new"]["rows"]
+
+
+BATCHES = 10
+KILLS = 50 if FULL else 4
+
+
+@pytest.fixture(scope="module")
+def batches(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Sources that come one after the other: good samples, and some of every kind that is refused, of earlier batches too."""
+    folders = []
+    for batch in range(BATCHES if FULL else 2):
+        folder, first = tmp_path_factory.mktemp("batch"), 100 * (batch + 1)
+        shards(folder, 3, 9, first=first)
+        large, copy = (picture(first + 1, (240, 160), quality=quality) for quality in (90, 75))  # other bytes, the same picture
+        bad = [("x.jpg", picture(first + 90)[:150]), ("x.txt", b"x"), ("y.jpg", picture(first + 91))]
+        bad += [("v.jpg", large), ("v.txt", b"large"), ("z.jpg", copy), ("z.txt", b"a copy")]
+        tar(folder / "3.tar", [*sample(first + 2, "again"), *bad, *sample(max(100, first - 98), "older"), *sample(first + 50)])
+        cut = tar(folder / "4.tar", [m for n in range(first + 60, first + 66) for m in sample(n)])
+        cut.write_bytes(cut.read_bytes()[:-11_000])
+        folders.append(folder)
+    return folders
+
+
+def kill_something(process: subprocess.Popen[str], what: str) -> None:
+    """End the driver, one of its workers, or all of them at once, as when the machine loses power."""
+    driver = psutil.Process(process.pid)
+    family = driver.children(recursive=True)
+    workers = [one for one in family if "spawn_main" in " ".join(one.cmdline())] if what == "worker" else []
+    for victim in [workers[0]] if workers else [driver] if what != "machine" else [driver, *family]:
+        victim.kill()
+
+
+def test_killed_again_and_again_while_batches_come(batches: list[Path], tmp_path: Path) -> None:
+    """Drivers, workers and whole machines, at random moments, all against one table."""
+    undisturbed = tmp_path / "undisturbed"
+    for batch in batches:
+        run(str(batch), str(undisturbed), SerialExecutor())
+    expected = state(undisturbed)
+    reasons = {reject["error"] for reject in expected["rejects"]}
+    assert reasons == {"BrokenImage", "NoCaption", "Duplicate", "NearDuplicate", "TruncatedShard"}
+
+    seed = random.randrange(2**32)
+    chance = random.Random(seed)
+    table = tmp_path / "table"
+    kinds: list[str] = []
+    durations = {"serial": 1.5, "dask": 4.0}  # s from being ready to the end, learnt on the way
+    for batch in batches:
+        for _ in range(KILLS // len(batches)):
+            what = chance.choice(["driver", "worker", "machine"])
+            executor = "dask" if what == "worker" else chance.choice(["serial", "dask"])
+            with child(batch, table, executor) as process:
+                assert process.stdout is not None
+                assert process.stdout.readline() == "ready\n"
+                moment, began = chance.uniform(0, durations[executor]), time.monotonic()
+                try:
+                    process.wait(moment)
+                    durations[executor] = max(0.2, time.monotonic() - began)  # nothing was left to kill; the next one comes earlier
+                except subprocess.TimeoutExpired:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        kill_something(process, what)
+                    kinds.append(what)
+                _, errors = process.communicate(timeout=180)
+                assert process.returncode in (0, -signal.SIGKILL), errors
+        run(str(batch), str(table), SerialExecutor())
+    assert len(kinds) > KILLS // 3, kinds
+    again = state(table)
+    for part, content in expected.items():
+        assert again[part] == content, f"seed {seed}: {part} after {kinds}"
 
 
 def test_killed_at_any_moment(source: Path, undisturbed: dict[str, State], tmp_path: Path) -> None:
