@@ -9,6 +9,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from source_files import contents, img2dataset
 from tars import picture, sample, shards, tar
 
 from mtv_core.data.sources import RawSample, ShardRef, SourceConfig, expand, read, source_name
@@ -42,6 +43,48 @@ class TestExpand:
             assert [shard.uri for shard in expand(SourceConfig(uri=str(uri)))] == paths
         assert [shard.uri for shard in expand(SourceConfig(uri=f"{folder}/0000{{2,0}}.tar"))] == [paths[0], paths[2]]
 
+    def test_what_describes_shards_is_no_shard(self, tmp_path: Path) -> None:
+        """Folder and glob alike."""
+        folder = img2dataset(tmp_path / "in", contents(20))
+        for uri in (folder, f"{folder}/*", f"{tmp_path}/*"):
+            assert [Path(shard.uri).name for shard in expand(SourceConfig(uri=uri))] == ["00000.tar", "00001.tar", "00002.tar"]
+        assert [shard.format for shard in expand(SourceConfig(uri=f"{folder}/*.parquet"))] == ["parquet"] * 3
+        assert [shard.format for shard in expand(SourceConfig(uri=folder, format="parquet"))] == []
+
+    def test_nested_folders(self, tmp_path: Path) -> None:
+        shards(tmp_path / "in" / "a", 2, 1)
+        shards(tmp_path / "in" / "b" / "c", 1, 1, first=9)
+        assert len(expand(SourceConfig(uri=str(tmp_path / "in")))) == 3
+
+    def test_links_to_shards_are_followed(self, tmp_path: Path) -> None:
+        """As in Hugging Face's cache."""
+        [path] = shards(tmp_path / "blobs", 1, 1)
+        (tmp_path / "snapshot").mkdir()
+        (tmp_path / "snapshot" / "0.tar").symlink_to(path)
+        [shard] = expand(SourceConfig(uri=str(tmp_path / "snapshot")))
+        assert len(list(read(shard, LIMIT))) == 1
+
+    def test_two_formats_in_a_folder_are_not_guessed(self, tmp_path: Path) -> None:
+        shards(tmp_path / "in", 1, 1)
+        (tmp_path / "in" / "cat.jpg").write_bytes(picture(1))
+        with pytest.raises(
+            ValueError, match=r"1 of webdataset \(00000.tar, …\) and 1 of imagefolder \(cat.jpg, …\); set the source's `format`"
+        ):
+            expand(SourceConfig(uri=str(tmp_path / "in")))
+        for form in ("webdataset", "imagefolder"):
+            assert [shard.format for shard in expand(SourceConfig(uri=str(tmp_path / "in"), format=form))] == [form]  # type: ignore[arg-type]
+
+    def test_a_format_that_the_name_does_not_say(self, tmp_path: Path) -> None:
+        [path] = shards(tmp_path / "in", 1, 1)
+        other = path.rename(path.with_name("shard.data"))
+        [shard] = expand(SourceConfig(uri=str(other), format="webdataset"))
+        assert len(list(read(shard, LIMIT))) == 1
+
+    def test_images_by_a_glob(self, tmp_path: Path) -> None:
+        (tmp_path / "cat.jpg").write_bytes(picture(1))
+        with pytest.raises(ValueError, match="give the folder"):
+            expand(SourceConfig(uri=f"{tmp_path}/*.jpg"))
+
     def test_relative_to_the_working_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         [path] = shards(tmp_path / "in", 1, 1)
         monkeypatch.chdir(tmp_path)
@@ -55,7 +98,9 @@ class TestExpand:
             ("empty", "folder without shards"),
             ("in/{00000..00009}.tar", "does not exist"),
             ("in/{5..1}.tar", "empty or too long"),
-            ("in/other.zip", "cannot tell the format"),
+            ("in/other.zip", "cannot tell the format.*unzip it"),
+            ("in/other.docx", "cannot tell the format.*expected .tar"),
+            ("texts", "without shards: it holds 2 × .docx, 1 × no ending; expected .tar"),
             ("blocks://demo?samples=3", "not made yet"),
             ("nosuch://bucket/a.tar", "cannot open"),
         ],
@@ -63,7 +108,9 @@ class TestExpand:
     def test_mistakes_are_explained(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, message: str) -> None:
         shards(tmp_path / "in", 1, 1)
         (tmp_path / "empty").mkdir()
-        (tmp_path / "in" / "other.zip").write_bytes(b"x")
+        (tmp_path / "texts").mkdir()
+        for name in ("in/other.zip", "in/other.docx", "texts/a.docx", "texts/b.docx", "texts/README"):
+            (tmp_path / name).write_bytes(b"x")
         monkeypatch.chdir(tmp_path)
         with pytest.raises((FileNotFoundError, ValueError), match=message):
             expand(SourceConfig(uri=uri))

@@ -28,6 +28,7 @@ _NO_CREDENTIALS = {
     "TokenRetrievalError",
     "DefaultCredentialsError",
 }
+_NO_RANGES = "can only be read from its beginning: its server knows no ranges, which this format needs; copy the file"
 _CREDENTIALS = "give credentials by the environment (AWS_ACCESS_KEY_ID, …), fsspec's configuration or the storage options"
 # What tells one content from another without reading it, best first, in the words of the file systems.
 _STAMPS = ("ETag", "etag", "md5Hash", "generation", "Content-MD5", "mtime", "LastModified", "last_modified", "Last-Modified", "created")
@@ -56,13 +57,13 @@ class FileInfo(NamedTuple):
 class Folder:
     """A folder and all files below it, sorted by name; hidden ones are left out."""
 
-    uri: str
+    uri: str  # empty: the names are whole paths
     files: Sequence[FileInfo] = ()
     storage_options: Options = None
 
     def path(self, name: str) -> str:
         """Full path or URI of a file."""
-        return f"{self.uri.rstrip('/')}/{name}" if name else self.uri
+        return f"{self.uri.rstrip('/')}/{name}" if self.uri else name
 
     def read(self, name: str) -> bytes:
         """A small file."""
@@ -113,10 +114,7 @@ class Opened:
         try:
             return int(self.file.seek(offset, whence))
         except ValueError:
-            message = (
-                f"{shown(self.uri)} can only be read from its beginning (its server knows no ranges), and this format needs more; copy it"
-            )
-            self.failure = OSError(message)
+            self.failure = OSError(f"{shown(self.uri)!r} {_NO_RANGES}")
             raise self.failure from None
 
     def tell(self) -> int:
@@ -167,8 +165,10 @@ def opened(uri: str, storage_options: Options = None, *, sequential: bool = True
             yield Opened(local, uri)
         return
     files, path = filesystem(uri, storage_options)
+    # Of HTTP one answer is enough, and needs no ranges, which not every server knows.
+    size = 0 if sequential and uri.startswith(("http://", "https://")) else _REMOTE_BUFFER
     try:
-        file: IO[bytes] = files.open(path, "rb", block_size=_REMOTE_BUFFER, cache_type="readahead" if sequential else "none")
+        file: IO[bytes] = files.open(path, "rb", block_size=size, cache_type="readahead" if sequential else "none")
     except Exception as error:
         raise plain_error(error, uri) from error
     with file:
@@ -176,14 +176,14 @@ def opened(uri: str, storage_options: Options = None, *, sequential: bool = True
 
 
 def read_file(uri: str, storage_options: Options, size: int, limit: int) -> bytes:
-    """A whole file of about `size` bytes; never more than `limit` + 1 of them.
+    """A whole file, of `size` bytes when it was listed; never more than `limit` + 1 of them.
 
     Raises:
         OSError: it cannot be read.
     """
     if is_local(uri):
         with Path(uri.removeprefix("file://")).open("rb", buffering=0) as file:
-            return file.read(min(size, limit) + 1)  # one more: a file that grew since is noticed by its size
+            return file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
     if size == 0:
         return b""  # a range of an empty object is an error in some stores
     files, path = filesystem(uri, storage_options)
@@ -201,6 +201,8 @@ def shown(uri: str) -> str:
 def plain_error(error: Exception, uri: str) -> OSError:
     """What a store's library raised, as an OSError that says what to do."""
     where, names = shown(uri), {cls.__name__ for cls in type(error).__mro__}
+    if uri.startswith(("http://", "https://")) and isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # fsspec's word for every answer, and for none
     status = getattr(error, "status", None)
     if isinstance(error, PermissionError) or names & _NO_CREDENTIALS or status in (401, 403):
         return PermissionError(f"{where!r} may not be read; check its permissions, or {_CREDENTIALS} ({type(error).__name__})")
@@ -208,6 +210,8 @@ def plain_error(error: Exception, uri: str) -> OSError:
         return FileNotFoundError(f"{where!r} does not exist")
     if isinstance(error, OSError) and is_local(uri):
         return error
+    if "support range requests" in str(error):
+        return OSError(f"{where!r} {_NO_RANGES}")
     reason = f"HTTP status {status}" if status else " ".join(str(error).replace(uri, where).split()) or type(error).__name__
     return OSError(f"{where!r} cannot be read now: {reason}")
 

@@ -139,7 +139,8 @@ class _Source:
 @contextlib.contextmanager
 def _source(shard: ShardRef, storage_options: Options) -> Iterator[_Source]:
     if not is_local(shard.uri):
-        with opened(shard.uri, storage_options) as remote:
+        # Of HTTP in pieces: the end of the file is looked at.
+        with opened(shard.uri, storage_options, sequential=not shard.uri.startswith("http")) as remote:
             yield _Source(shard, None, remote)
         return
     with Path(shard.uri).open("rb") as file:

@@ -94,7 +94,7 @@ class Finder:
                 return form
         archive = next((advice for ending, advice in _ARCHIVES.items() if path.endswith(ending)), None)
         if archive:
-            raise ValueError(f"cannot tell the format of {file.name}: such archives are not read; {archive} and give the folder")
+            raise ValueError(f"cannot tell the format of {shown(file.name)}: such archives are not read; {archive} and give the folder")
         raise ValueError(
             f"cannot tell the format of {shown(file.name)} by its name; expected {self._expected()}, or set the source's `format`"
         )

@@ -105,9 +105,13 @@ def _joined(prefix: str, name: str) -> str:
     return f"{prefix}{safe}" if safe else name
 
 
-def _beside(image: str, files: dict[str, FileInfo]) -> tuple[str, ...]:
+def _beside(image: str, files: dict[str, FileInfo]) -> list[FileInfo]:
     stem = image.rpartition(".")[0]
-    return tuple(name for extension in _BESIDE if (name := f"{stem}.{extension}") in files)
+    return [files[name] for extension in _BESIDE if (name := f"{stem}.{extension}") in files]
+
+
+def _sized(files: list[FileInfo]) -> tuple[tuple[str, int], ...]:
+    return tuple((file.name, file.size) for file in files)
 
 
 def _described(rows: dict[str, list[Row]], files: dict[str, FileInfo]) -> Iterator[tuple[Member, str]]:
@@ -115,9 +119,9 @@ def _described(rows: dict[str, list[Row]], files: dict[str, FileInfo]) -> Iterat
     for image, found in rows.items():
         info = files.get(image)
         beside = _beside(image, files)
-        stamp = parts.stamp(info, *(files[name] for name in beside), more=" ".join(row.digest for row in found))
+        stamp = parts.stamp(info, *beside, more=" ".join(row.digest for row in found))
         problem = None if safe_name(image) else ("UnsafePath", f"the file name {image!r} leads out of the folder; put the file into it")
-        yield Member(image, None if info is None else info.size, beside, tuple(row.place for row in found), problem=problem), stamp
+        yield Member(image, None if info is None else info.size, _sized(beside), tuple(row.place for row in found), problem=problem), stamp
 
 
 def _rest(folder: Folder, files: dict[str, FileInfo], rows: dict[str, list[Row]], described: bool) -> Iterator[tuple[Member, str]]:
@@ -128,7 +132,7 @@ def _rest(folder: Folder, files: dict[str, FileInfo], rows: dict[str, list[Row]]
             stems.add(file.name.rpartition(".")[0])
             if file.name not in rows and file.kind != "link":
                 beside = _beside(file.name, files)
-                yield Member(file.name, file.size, beside), parts.stamp(file, *(files[name] for name in beside))
+                yield Member(file.name, file.size, _sized(beside)), parts.stamp(file, *beside)
         if file.kind == "link":
             message = f"{file.name!r} is a symlink to another folder, which is not followed; make that folder a source of its own"
             yield Member(file.name, None, problem=("UnsafePath", message)), ""
@@ -136,18 +140,18 @@ def _rest(folder: Folder, files: dict[str, FileInfo], rows: dict[str, list[Row]]
         for file in folder.files:
             stem, _, extension = file.name.rpartition(".")
             if extension in CAPTION_FILES and stem not in stems:
-                yield Member(file.name, None, (file.name,)), parts.stamp(file)
+                yield Member(file.name, None, _sized([file])), parts.stamp(file)
 
 
 def _said(shard: ShardRef, members: list[Member], max_bytes: int, storage_options: Options) -> Iterator[dict[str, Any]]:
     """What rows and files say of each member."""
     rows = metadata.fetch((row for member in members for row in member.rows), shard.root, storage_options)
     reader = Members(shard.root, max_bytes, storage_options)
-    wanted = (Wanted(name, max_bytes) for member in members for name in member.files)
+    wanted = (Wanted(name, size) for member in members for name, size in member.files)
     contents = reader.read_all(wanted)
     for member in members:
         found = [rows[place] for place in member.rows]
-        beside = {name.rpartition(".")[2]: next(contents) for name in member.files}
+        beside = {name.rpartition(".")[2]: next(contents) for name, _ in member.files}
         yield _facts(shard, found, beside, max_bytes)
 
 

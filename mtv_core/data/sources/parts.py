@@ -24,7 +24,7 @@ class Member:
 
     key: str  # name of the image, relative to the root
     size: int | None  # bytes; None: there is no such file
-    files: tuple[str, ...] = ()  # files with captions, beside the image
+    files: tuple[tuple[str, int], ...] = ()  # files with captions, beside the image: name, bytes
     rows: tuple[tuple[str, int, int], ...] = ()  # file, and first byte and length of a row in it; or, of a table, row and 0
     said: dict[str, Any] = field(default_factory=dict)  # what is known already: captions [[text, kind], …], url, license, meta
     problem: tuple[str, str] | None = None
@@ -41,7 +41,7 @@ class Member:
         return cls(
             found["key"],
             found.get("size"),
-            tuple(found.get("files", ())),
+            tuple((name, size) for name, size in found.get("files", ())),
             tuple((name, start, length) for name, start, length in found.get("rows", ())),
             found.get("said", {}),
             (problem[0], problem[1]) if problem else None,
@@ -127,7 +127,7 @@ def contents(shard: ShardRef, members: Iterable[Member], storage_options: Option
     """The bytes of the files of a part, each after its name."""
     reader = Members(shard.root, 0, storage_options)
     for member in members:
-        for name in (*((member.key,) if member.size is not None else ()), *member.files):
+        for name in (*((member.key,) if member.size is not None else ()), *(name for name, _ in member.files)):
             yield f"{printable(name)}\0".encode()
             try:
                 path = reader.path(name)
