@@ -106,7 +106,7 @@ def noise(shape: tuple[int, ...], dtype: type, seed: int = 63) -> np.ndarray:
 def zip_bomb() -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
-        file.writestr("zeros", b"\0" * (32 << 20))
+        file.writestr(zipfile.ZipInfo("zeros"), b"\0" * (32 << 20), zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
 
 

@@ -130,7 +130,7 @@ in_tar("tar-members-apart", ("a", "NoCaption"), ("b", "NoCaption"), ("a#2", "Dup
     lambda: [("a.jpg", picture(88)), ("b.jpg", picture(89)), ("a.txt", b"a picture"), ("b.txt", b"a picture")]
 )
 in_tar("tar-same-key-in-two-folders", kept=("one/bad", "two/bad"))(lambda: [*pair("one/bad"), *pair("two/bad", 90)])
-in_tar("tar-same-image-twice", ("bad", "Duplicate"))(lambda: [("bad.jpg", picture(1)), ("bad.txt", b"picture 1")])
+in_tar("tar-same-sample-twice", ("twin", "Duplicate"))(lambda: [("twin.jpg", picture(1)), ("twin.txt", b"picture 1")])
 
 # Sizes
 in_tar("tar-member-too-large", ("bad", "TooLarge"), config={"max_bytes": 50_000})(lambda: [*pair()[1:], ("bad.jpg", bytes(50_001))])
@@ -207,7 +207,7 @@ as_tar("tar-called-gz", file="bad.tar.gz", good=GOOD)(lambda: WHOLE)
 def _zip() -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
-        file.writestr("bad.jpg", picture(91))
+        file.writestr(zipfile.ZipInfo("bad.jpg"), picture(91))
     return buffer.getvalue()
 
 
