@@ -49,7 +49,7 @@ class TestExpand:
         for uri in (folder, f"{folder}/*", f"{tmp_path}/*"):
             assert [Path(shard.uri).name for shard in expand(SourceConfig(uri=uri))] == ["00000.tar", "00001.tar", "00002.tar"]
         assert [shard.format for shard in expand(SourceConfig(uri=f"{folder}/*.parquet"))] == ["parquet"] * 3
-        assert [shard.format for shard in expand(SourceConfig(uri=folder, format="parquet"))] == []
+        assert [shard.format for shard in expand(SourceConfig(uri=folder, format="parquet"))] == ["parquet"] * 3
 
     def test_nested_folders(self, tmp_path: Path) -> None:
         shards(tmp_path / "in" / "a", 2, 1)

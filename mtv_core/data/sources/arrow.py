@@ -34,10 +34,10 @@ class Arrow(Format):
     name = "arrow"
     endings = (".arrow", ".feather")
 
-    def claims(self, folder: Folder) -> list[FileInfo]:
+    def claims(self, folder: Folder, named: bool = False) -> list[FileInfo]:
         """What the `state.json` files list: others, like caches, lie about. Without one all Arrow files."""
         states = [file for file in folder.files if file.base == "state.json"]
-        found = {file.name: file for file in super().claims(folder)}
+        found = {file.name: file for file in super().claims(folder, named)}
         if not states or not found:
             return list(found.values())
         listed = [name for state in states for name in _listed(folder, state.name)]

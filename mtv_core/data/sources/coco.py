@@ -28,12 +28,12 @@ class Coco(Format):
     endings = (".json",)
     outranks = frozenset({"imagefolder"})
 
-    def claims(self, folder: Folder) -> list[FileInfo]:
+    def claims(self, folder: Folder, named: bool = False) -> list[FileInfo]:
         """The JSON with captions, where images lie in the folder too and nothing else describes them."""
         stems = {file.name.rpartition(".")[0] for file in folder.files if file.base.lower().endswith(IMAGE_ENDINGS)}
         if not stems or any(file.base.startswith("metadata.") for file in folder.files):
             return []
-        documents = [file for file in super().claims(folder) if file.name.removesuffix(".json") not in stems and file.kind == "file"]
+        documents = [file for file in super().claims(folder, named) if file.name.removesuffix(".json") not in stems and file.kind == "file"]
         found = [file for file in documents[:_MAX_JSON] if _looks_like(folder, file)]
         if len(found) > 1:
             with_captions = [file for file in found if file.base.startswith("captions")]

@@ -62,7 +62,7 @@ class Finder:
             form, claimed = self._recognise(uri, folder)
         else:
             form = self.formats[source.format]
-            claimed = form.claims(folder)
+            claimed = form.claims(folder, named=True)
             if not claimed:
                 raise FileNotFoundError(f"the source {uri!r} is a folder without shards of {source.format}: {_inventory(folder)}")
         return form.shards(folder, claimed, source, name)

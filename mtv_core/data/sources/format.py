@@ -23,8 +23,8 @@ class Format(ABC):
     endings: ClassVar[tuple[str, ...]]  # of the files that can be named one by one, in lower case
     outranks: ClassVar[frozenset[str]] = frozenset()  # formats whose files in the same folder belong to this one
 
-    def claims(self, folder: Folder) -> Sequence[FileInfo]:
-        """The files of a folder that are this format's."""
+    def claims(self, folder: Folder, named: bool = False) -> Sequence[FileInfo]:
+        """The files of a folder that are this format's. `named`: somebody said that it is this format, so nothing is left to others."""
         return [file for file in folder.files if file.base.lower().endswith(self.endings) and file.kind != "link"]
 
     def shards(self, folder: Folder, claimed: Sequence[FileInfo], source: SourceConfig, name: str) -> Sequence[ShardRef]:

@@ -29,7 +29,7 @@ class ImageFolder(Format):
     name = "imagefolder"
     endings = (".jsonl", ".csv")
 
-    def claims(self, folder: Folder) -> list[FileInfo]:
+    def claims(self, folder: Folder, named: bool = False) -> list[FileInfo]:
         """Images, and what describes them."""
         images = [file for file in folder.files if file.base.lower().endswith(IMAGE_ENDINGS)]
         described = [file for file in folder.files if file.base in metadata.NAMES[:2]]

@@ -33,10 +33,12 @@ class Parquet(Format):
     name = "parquet"
     endings = (".parquet", ".pq")
 
-    def claims(self, folder: Folder) -> list[FileInfo]:
+    def claims(self, folder: Folder, named: bool = False) -> list[FileInfo]:
         """Not what describes other files: the parquet that img2dataset writes beside each tar, and `metadata.parquet` of images."""
+        if named:
+            return list(super().claims(folder, named))
         names = {file.name for file in folder.files}
-        own = [file for file in super().claims(folder) if f"{file.name.rsplit('.', 1)[0]}.tar" not in names]
+        own = [file for file in super().claims(folder, named) if f"{file.name.rsplit('.', 1)[0]}.tar" not in names]
         data = [file for file in own if file.base.lower() != "metadata.parquet"]
         return data or ([] if any(file.base.lower().endswith(IMAGE_ENDINGS) for file in folder.files) else own)
 
