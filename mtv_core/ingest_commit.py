@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mtv_core import ingest_pairs
 from mtv_core.data.decontaminate import EvaluationIndex
 from mtv_core.data.dedup import Fate
 from mtv_core.data.samples import STAGE
@@ -136,7 +137,7 @@ class Commit:
                 fault_point("ingest.ledger_committed")
             except OSError as error:
                 raise explain(error, self.table.uri) from error
-            pictures = decided.pictures(self.table, self.config)
+            pictures = ingest_pairs.sheets(self.table, decided, self.config)
             notes = [*decided.notes, *self._changed(staged, decided, replaces)]
         return Committed(ingest_id, *self._account(staged, decided, rejects), notes=notes, pictures=pictures)
 

@@ -94,10 +94,6 @@ class Decided:
         }
         return pa.table(columns, schema=REJECTS)
 
-    def pictures(self, table: Table, config: IngestConfig) -> dict[str, bytes]:
-        """Pairs worth looking at, as JPEGs: near duplicates beside what stands for them, candidates beside evaluation images."""
-        return {}
-
 
 def decide_staged(table: Table, staged: Staged, config: IngestConfig, evaluation: EvaluationIndex) -> Decided:
     """The fate of every staged row, as the table is now. Call it with the right to commit."""

@@ -272,6 +272,14 @@ def last_fragment(table: Table) -> int | None:
     return dataset.last_fragment(dataset.open_dataset(table.samples_uri, storage_options=table.storage_options))
 
 
+def images_of(table: Table, uids: Collection[str]) -> dict[str, bytes]:
+    """The stored pictures of some rows of the table, by uid; a few only."""
+    if not uids or not table.exists():
+        return {}
+    rows = table.dataset().to_table(columns=["uid", "image"], filter=f"uid in ({quoted(sorted(uids))})")
+    return dict(zip(rows["uid"].to_pylist(), rows["image"].to_pylist(), strict=True))
+
+
 def rows_by_shard(table: Table, shards: Collection[str]) -> Counter[str]:
     """Rows of the table, by the shard they came from."""
     if not table.exists():
