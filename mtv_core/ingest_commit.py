@@ -173,7 +173,7 @@ class Commit:
         if fragments:
             staging.publish_samples(self.table, fragments, seen, lease)
         fault_point("ingest.retry_samples_committed")
-        self.table.rejects.replace({shard.id: job.keys or frozenset() for shard, (job, _) in staged.items()}, STAGE, rejects)
+        self.table.rejects.replace({shard.id: done.tried or [] for shard, (_, done) in staged.items()}, STAGE, rejects)
 
     def _account(self, staged: Staged, decided: Decided, rejects: pa.Table) -> tuple[StageReport, IngestStats]:
         fates = sum(decided.fates(), Counter[Fate]())

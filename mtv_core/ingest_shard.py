@@ -59,6 +59,7 @@ class _Stager:
         self.rules = Rules(config.limits(), config.held_out, config.captions, config.filters, Denylist.load(table))
         self.stats = StatsBuilder()
         self.rows_in, self.state, self.digest = 0, "done", Digest()
+        self.tried: set[str] = set()
 
     def run(self) -> StagedShard:
         started = time.monotonic()
@@ -66,7 +67,9 @@ class _Stager:
             for found in self._found():
                 if isinstance(found, Kept):
                     self.rows_in += 1
+                    clock = time.perf_counter()
                     writer.add(found.row, found.location)
+                    self.stats.spent("write", time.perf_counter() - clock)
                     self.stats.kept(found.row, found.opened, passthrough=found.passthrough)
                 else:
                     self._refuse(writer, found)
@@ -84,6 +87,7 @@ class _Stager:
             state=self.state,
             content=self._content() if self.state == "done" else None,
             stats=self.stats.build(),
+            tried=None if self.job.keys is None else sorted(self.tried),
         )
         writer.finish(staged)
         fault_point("ingest.shard_done")
@@ -117,8 +121,10 @@ class _Stager:
             self.stats.spent("read", time.perf_counter() - clock)
             if raw is None:
                 return
-            if self.job.keys is not None and (raw.key not in self.job.keys):
-                continue
+            if self.job.keys is not None:
+                if raw.key not in self.job.keys:
+                    continue
+                self.tried.add(raw.key)
             if isinstance(raw, Reject):
                 if raw.key:
                     self.stats.received(0)

@@ -67,6 +67,7 @@ class StagedShard(BaseModel, frozen=True, extra="forbid"):
     state: str
     content: str | None
     stats: IngestStats
+    tried: list[str] | None = Field(None, description="keys that were found, where only some samples were asked for")
 
 
 class Piece(BaseModel, frozen=True, extra="forbid"):
