@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from mtv_core.dataset_export import ledger as exports
+from mtv_core.dataset_export.ledger import ExportRecord
 from mtv_core.executor import Progress
 from mtv_core.ingest_config import IngestConfig
 from mtv_core.store import takedown, takedown_runs
@@ -58,19 +60,21 @@ class Traces:
     """Where rows that are taken down have been, outside the table. `problems` says who could not be asked."""
 
     runs: list[RunUse] = field(default_factory=list)
-    exports: list[dict[str, object]] = field(default_factory=list)  # datasets that `mtv data export` wrote
+    exports: list[ExportRecord] = field(default_factory=list)  # datasets that `mtv data export` wrote
     mlflow: list[Trace] = field(default_factory=list)
     prefect: list[Preview] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
 def traces(table: Table, tags: dict[str, int], prefect_api: str | None) -> Traces:
-    """Runs, exports and previews made from tags (tag → rows of it that go). Asks the servers that answer, and changes nothing."""
-    found = Traces()
+    """Runs and previews made from tags (tag → rows of it that go); exports of those, and of versions that nobody gave a name.
+
+    Asks the servers that answer, and changes nothing.
+    """
+    found = Traces(exports=[record for record in exports.read_all(table) if record.tag is None or record.tag in tags])
     if not tags:
         return found
     found.runs, found.problems = takedown_runs.uses(table.uri, tags)
-    found.exports = takedown_runs.exports(table, tags)
     try:
         found.mlflow = tracking.traces(table.uri, sorted(tags), [use.mlflow_run_id for use in found.runs if use.mlflow_run_id])
     except Exception as error:  # whatever is wrong with it, the takedown goes on

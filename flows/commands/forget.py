@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tasks.takedown import Traces
 
 _Values = list[str] | None
-_NAMES = {"uids": "uids", "images": "image hashes", "keys": "keys", "urls": "URLs"}
+_NAMES = {"uids": "by uid", "images": "by image hash", "keys": "by key", "urls": "by URL"}
 _SHOWN = 5
 
 
@@ -46,6 +46,7 @@ def forget(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do it. It cannot be undone.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Finish a takedown that was killed, and nothing else.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="What was taken down before, and where traces of it are now.")] = False,
     preset: PresetOption = "demo",
     sources: SourcesOption = None,
     options: SetOption = None,
@@ -59,6 +60,7 @@ def forget(
     from mtv_core.store import takedown, takedown_journal
     from mtv_core.store.table import Table
     from tasks import takedown as task
+    from tasks.takedown import Traces
 
     config = resolve_options(preset, sources, table, options).config
     opened = Table.create_or_open(table_uri(config), config.table.storage_options)
@@ -72,13 +74,18 @@ def forget(
         raise ValueError("only one list can come from standard input")
     if not opened.files.exists(""):
         raise FileNotFoundError(f"there is no table at {opened.uri}; --table names it")
+    if (resume or list_) and any(given.values()):
+        raise ValueError("--resume finishes what was begun, --list looks back; leave out what to forget")
+    if list_:
+        journals = takedown_journal.read_all(opened)
+        _say(opened, None, journals, task.traces(opened, _tags(journals), _prefect()) if journals else Traces(), as_json)
+        return
     if resume:
-        if any(given.values()):
-            raise ValueError("--resume finishes what was begun; leave out what to forget")
         pending = takedown_journal.pending(opened)
         with bars() as progress:
             journals = task.resume(opened, config.ingest, Bar(progress, "forget")) if pending and not dry_run else pending
-        _say(opened, None, journals, task.traces(opened, _tags(journals), _prefect()), as_json)
+        traces = task.traces(opened, _tags(journals), _prefect()) if journals else Traces()
+        _say(opened, None, journals, traces, as_json)
         return
     request = _request(given, source)
     plan = takedown.plan(opened, request)
@@ -86,7 +93,7 @@ def forget(
     losses = {**{tag: loss.removed for tag, loss in plan.tags.items()}, **plan.earlier}
     for tag, rows in _tags(waiting).items():
         losses[tag] = losses.get(tag, 0) + rows
-    traces = task.traces(opened, losses, _prefect())
+    traces = task.traces(opened, losses, _prefect()) if plan.found.rows or waiting else Traces()
     if dry_run or not yes:
         _say(opened, plan, waiting, traces, as_json)
         if not dry_run:
@@ -146,7 +153,7 @@ def _say(table: Table, plan: Plan | None, journals: list[Journal], traces: Trace
             "takedowns": [journal.model_dump(mode="json", exclude=hidden) for journal in journals],
             "traces": {
                 "runs": [use.model_dump(mode="json") for use in traces.runs],
-                "exports": traces.exports,
+                "exports": [record.model_dump(mode="json") for record in traces.exports],
                 "mlflow": [dataclasses.asdict(trace) for trace in traces.mlflow],
                 "prefect": [dataclasses.asdict(preview) for preview in traces.prefect],
                 "problems": traces.problems,
@@ -160,7 +167,7 @@ def _say(table: Table, plan: Plan | None, journals: list[Journal], traces: Trace
     for journal in journals:
         _journal(journal)
     if plan is None and not journals:
-        out.print("no takedown waits to be finished")
+        out.print("no takedown")
     _traces(traces)
 
 
@@ -179,10 +186,15 @@ def _document(plan: Plan) -> dict[str, Any]:
     }
 
 
+def _number(number: int, what: str) -> str:
+    return f"{number} {what if number != 1 else what.removesuffix('s')}"
+
+
 def _plan(plan: Plan) -> None:
     asked = ", ".join(f"{number} {_NAMES[kind]}" for kind, number in plan.request.asked.items())
     out.print(f"asked for  {asked}{f', {plan.denied_before} of them on the deny-list already' if plan.denied_before else ''}")
-    out.print(f"rows       {len(plan.found.rows)}, in {plan.fragments} fragments to be rewritten; {len(plan.rejects.identities)} refusals")
+    rows, rejects = _number(len(plan.found.rows), "rows"), _number(len(plan.rejects.identities), "refusals")
+    out.print(f"found      {rows}, in {_number(plan.fragments, 'fragments')} to be rewritten; {rejects}")
     for kind, entries in plan.not_found.items():
         kept = "a key alone cannot be denied" if kind == "keys" else "on the deny-list all the same"
         more = " …" if len(entries) > _SHOWN else ""
@@ -190,17 +202,20 @@ def _plan(plan: Plan) -> None:
     for tag, loss in plan.tags.items():
         out.print(f"tag        {tag} loses {loss.removed} of {loss.removed + loss.left} rows; it is dropped and names a successor")
     if plan.versions:
-        out.print(f"versions   {plan.versions} old ones are removed")
+        out.print(f"versions   {plan.versions} old, to be removed")
     if plan.files:
         out.print(f"files      {len(plan.files)}: {escape(', '.join(plan.files[:_SHOWN]))}{' …' if len(plan.files) > _SHOWN else ''}")
 
 
 def _journal(journal: Journal) -> None:
+    rows = _number(journal.num_rows, "rows")
     if journal.state != "done":
-        out.print(f"[yellow]begun[/]      {journal.id}, of {journal.num_rows} rows, was not finished; it is finished first, or by --resume")
+        out.print(f"[yellow]begun[/]      {journal.id}, of {rows}, was not finished; it is finished first, or by --resume")
         return
-    removed = f"{journal.num_rows} rows and {journal.num_rejects} refusals are gone from every file of the table"
-    out.print(f"[green]done[/]       {removed}; {journal.num_denied} new on the deny-list; {journal.bytes_removed:,} bytes cleaned up")
+    reason = f" ({escape(journal.reason)})" if journal.reason else ""
+    removed = f"{rows} and {_number(journal.num_rejects, 'refusals')} are gone from every file of the table"
+    out.print(f"[green]done[/]       {journal.id}{reason}: {removed}")
+    out.print(f"           {journal.num_denied} new on the deny-list; {journal.bytes_removed:,} bytes cleaned up")
     for tag, successor in journal.successors.items():
         out.print(f"tag        {tag} → {successor or 'nothing: run `mtv label` to make one'}")
 
@@ -221,7 +236,8 @@ def _traces(traces: Traces) -> None:
             if value:
                 out.print(f"  {name:<9}{escape(value)}")
     for export in traces.exports:
-        out.print(f"export     {escape(json.dumps(export, ensure_ascii=False))}")
+        which = export.tag or f"version {export.version}, whether it had the rows is not known"
+        out.print(f"export     {escape(export.uri)}  {export.rows} rows as {export.format}, of {which}")
     for trace in traces.mlflow:
         out.print(f"mlflow     run {trace.run_id} ({escape(trace.name)})  {escape(trace.url)}")
         for name, values in (("model", trace.models), ("picture", trace.pictures)):

@@ -147,9 +147,9 @@ def pictures(table: Table, key: DenyKey, hashes: Collection[bytes], denied: Deny
 
 
 def _others(table: Table) -> Iterator[str]:
-    """All files of the table that are neither data, staged, experts nor our own."""
+    """All files of the table that are neither data, staged, experts, records of exports nor our own."""
     for top in table.files.names(""):
-        if top in (*_DATASETS, _STAGING, FOLDER, "_experts") or _LOCK.fullmatch(top):
+        if top in (*_DATASETS, _STAGING, FOLDER, "_experts", "exports") or _LOCK.fullmatch(top):
             continue
         if table.files.local:
             here = Path(table.files.path(top))

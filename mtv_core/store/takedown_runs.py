@@ -12,9 +12,7 @@ from pydantic import BaseModel, Field
 from mtv_core import runs
 from mtv_core.data.files import Files
 from mtv_core.runs import RunRecord, RunStatus
-from mtv_core.store.table import Table
 
-_EXPORTS = "exports.jsonl"
 _PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".svg"}
 
 
@@ -86,20 +84,3 @@ def _job(folder: Path) -> dict[str, Any]:
 
 def _pictures(folder: Path) -> list[str]:
     return sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in _PICTURES and path.is_file())
-
-
-def exports(table: Table, tags: Mapping[str, int]) -> list[dict[str, object]]:
-    """Datasets written from one of the tags, or from who knows what, as `exports.jsonl` of the table has them."""
-    try:
-        lines = table.files.read(_EXPORTS).decode().splitlines()
-    except FileNotFoundError:
-        return []
-    found = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # cut by a kill
-        if isinstance(record, dict) and record.get("tag") in {None, *tags}:
-            found.append(record)
-    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from typer.testing import CliRunner, Result
 
 from mtv_core import runs
 from mtv_core.config import PipelineConfig
+from mtv_core.dataset_export import ledger
+from mtv_core.dataset_export.ledger import ExportRecord
 from mtv_core.report import StageRef
 from mtv_core.runs import RunRecord, RunStatus, StageRecord, TableState
 from mtv_core.store import takedown_journal
 from mtv_core.store.denylist import KEY_VARIABLE, Denylist
+from mtv_core.store.slice_config import SliceConfig
 from mtv_core.store.table import Table
 from tasks import takedown, tracking
 
@@ -61,7 +65,7 @@ def test_nothing_happens_without_yes(forget: Forget, table: Table) -> None:
     for arguments, code in ((["--dry-run"], 0), ([], 2)):
         result = forget("--uid", row(3)["uid"], *arguments)
         assert result.exit_code == code, refusal(result)
-        assert "rows       2, in 2 fragments to be rewritten; 2 refusals" in result.output
+        assert "found      2 rows, in 2 fragments to be rewritten; 2 refusals" in result.output
         assert everything(table) == before
         assert not Path(table.uri, "_takedowns").exists()
 
@@ -89,10 +93,11 @@ def test_what_it_says_when_it_is_done(forget: Forget, made: tuple[Table, dict[st
     [successor] = table.tags()
     for line in (
         f"table      {table.uri}",
-        "not found  1 uids, on the deny-list all the same: " + "ee" * 16,
-        "not found  1 keys, a key alone cannot be denied: nobody:1",
+        "not found  1 by uid, on the deny-list all the same: " + "ee" * 16,
+        "not found  1 by key, a key alone cannot be denied: nobody:1",
         f"tag        {tags['one']} → {successor}",
-        "2 rows and 2 refusals are gone from every file of the table; 7 new on the deny-list",
+        "(asked by its owner): 2 rows and 2 refusals are gone from every file of the table",
+        "7 new on the deny-list",
     ):
         assert line in result.output, result.output
 
@@ -125,7 +130,7 @@ def test_a_table_that_is_not_there(home: Path) -> None:
 def test_resume(forget: Forget, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     from mtv_core.store import takedown as core
 
-    assert "no takedown waits" in forget("--resume").output
+    assert "no takedown" in forget("--resume").output
 
     def die(name: str) -> None:
         if name == "takedown.deleted":
@@ -189,14 +194,24 @@ def test_a_run_of_a_tag_that_was_dropped_before_is_named(forget: Forget, made: t
     assert trained.run_id in forget("--uid", row(4)["uid"], "--yes").output
     second = forget("--uid", row(5)["uid"], "--yes")
     assert f"run        {trained.run_id}  {tags['one']}  trained on it" in second.output
+    assert f"run        {trained.run_id}  {tags['one']}  trained on it" in forget("--list").output  # asked again
     assert trained.run_id not in forget("--uid", row(26)["uid"], "--yes").output  # came after the tag
 
 
-def test_exports(made: tuple[Table, dict[str, str]]) -> None:
+def test_exports(forget: Forget, made: tuple[Table, dict[str, str]]) -> None:
     table, tags = made
-    lines = [{"path": "/a", "tag": tags["three"]}, {"path": "/b", "tag": "mtv-other"}, {"path": "/c", "version": 3}]
-    table.files.write("exports.jsonl", "\n".join([*map(json.dumps, lines), '{"path": "/cu']).encode())
-    assert [one["path"] for one in takedown.traces(table, {tags["three"]: 1}, None).exports] == ["/a", "/c"]
+    for uri, tag in (("/a", tags["three"]), ("/b", tags["one"]), ("/c", None)):
+        record = ExportRecord(
+            uri=uri, export="e", state="done", format="webdataset", version=3, tag=tag,
+            data=SliceConfig(where=f"uid <> '{row(26)['uid']}'"), split="train", columns=["image"], rows=24, started=datetime.now(UTC),
+        )  # fmt: skip
+        table.files.write(f"exports/{record.id}.json", record.model_dump_json().encode())
+    assert sorted(record.uri for record in takedown.traces(table, {tags["three"]: 1}, None).exports) == ["/a", "/c"]
+    result = forget("--uid", row(26)["uid"], "--yes")
+    assert f"export     /a  24 rows as webdataset, of {tags['three']}" in result.output
+    assert "export     /c  24 rows as webdataset, of version 3, whether it had the rows is not known" in result.output
+    assert "export     /b" not in result.output
+    assert len(ledger.read_all(table)) == 3  # the record of a copy stays, whatever it says
 
 
 def test_mlflow_runs_pictures_and_models(made: tuple[Table, dict[str, str]], tmp_path: Path) -> None:
