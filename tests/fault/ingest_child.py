@@ -1,4 +1,4 @@
-"""Ingests, and dies where `MTV_FAULT` says: `python ingest_child.py SOURCE TABLE serial|dask`."""
+"""Ingests, and dies where `MTV_FAULT` says: `python ingest_child.py SOURCE TABLE serial|dask|tcp://…`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ def run(source: str, table: str, executor: Executor) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[3] == "dask":
+    if sys.argv[3] != "serial":
         from tasks.cluster import connect
 
-        with connect(ComputeConfig(workers=2, memory_limit="1GiB")) as executor:
+        scheduler = None if sys.argv[3] == "dask" else sys.argv[3]
+        with connect(ComputeConfig(scheduler=scheduler, workers=2, memory_limit="1GiB")) as executor:
             print("ready", flush=True)
             run(sys.argv[1], sys.argv[2], executor)
     else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import random
 import shutil
@@ -179,6 +181,56 @@ def test_killed_with_its_workers_at_work(source: Path, undisturbed: dict[str, St
     psutil.wait_procs(workers, timeout=30)
     opened = Table.open(str(table))
     assert opened.dataset().to_table().to_pylist() == undisturbed["new"]["rows"]
+
+
+def test_two_ingests_at_once(source: Path, undisturbed: dict[str, State], tmp_path: Path) -> None:
+    """Two processes bring overlapping sources: every picture once, whoever was first."""
+    other = tmp_path / "other"
+    shards(other, 3, 10, first=5)  # 5 … 34: some are in the source
+    table = tmp_path / "table"
+    with child(source, table, "serial") as one, child(other, table, "serial") as two:
+        for process in (one, two):
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
+    found = state(table)
+    images = [row["sha256"] for row in found["rows"]]
+    assert len(images) == len(set(images))
+    wanted = {row["sha256"] for row in undisturbed["new"]["rows"]} | {hashlib.sha256(picture(n)).hexdigest() for n in range(5, 35)}
+    assert set(images) == wanted
+    counted = [entry["rows_in"] == entry["rows_out"] + entry["rows_rejected"] for entry in found["ledger"]]
+    assert counted == [True] * 8
+
+
+def test_the_scheduler_dies(source: Path, undisturbed: dict[str, State], tmp_path: Path) -> None:
+    """The driver says so and ends; the next run ends as if nothing had been."""
+    place = tmp_path / "scheduler.json"
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+    scheduler = subprocess.Popen([*command, "--no-show", "--scheduler-file", str(place)], **quiet)
+    started = [scheduler]
+    try:
+        deadline = time.monotonic() + 60
+        while not place.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        address = json.loads(place.read_text())["address"]
+        worker = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-dashboard", "--host", "127.0.0.1"]
+        started.append(subprocess.Popen([*worker, "--no-nanny", "--local-directory", str(tmp_path)], **quiet))
+        table = tmp_path / "table"
+        with child(source, table, address) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            while not any((table / "_staging" / "ingest").glob("*/*/shard.json")) and time.monotonic() < deadline:
+                time.sleep(0.002)
+            scheduler.kill()
+            _, errors = process.communicate(timeout=150)
+            assert process.returncode == 1, errors
+            assert "scheduler" in errors
+    finally:
+        for one in started:
+            one.kill()
+            one.wait()
+    run(str(source), str(table), SerialExecutor())
+    assert state(table) == undisturbed["new"]
 
 
 BATCHES = 10
