@@ -212,16 +212,17 @@ def _line(problem: Any, root: type[BaseModel]) -> str:
     return f"{key}: {problem['msg'].removeprefix('Value error, ')}{shown}"
 
 
-def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
+def _keys_at(root: type[BaseModel], path: list[str]) -> list[str]:
+    models = [root]
     for part in path:
         if part.isdigit():
             continue
-        field = model.model_fields.get(part)
-        inner = next(_models(field.annotation), None) if field else None
-        if inner is None:
-            return list(model.model_fields)
-        model = inner
-    return list(model.model_fields)
+        field = next((model.model_fields[part] for model in models if part in model.model_fields), None)
+        if field is not None:
+            models = list(_models(field.annotation)) or models
+        else:  # which of several models it is, by its name
+            models = [model for model in models if "name" in model.model_fields and model.model_fields["name"].default == part] or models
+    return list(models[0].model_fields)
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -115,6 +115,12 @@ def rgb16() -> bytes:
     return png(64, 48, b"".join(b"\0" + row.tobytes() for row in rows), depth=16)
 
 
+def many_scans() -> bytes:
+    """A few bytes a scan, each of which has a decoder go through the whole image."""
+    image = saved(Image.new("L", (2000, 2000), 128), "JPEG", progressive=True)
+    return image[:-2] + image[image.rindex(b"\xff\xda") : -2] * 300 + b"\xff\xd9"
+
+
 def exif(entries: bytes, count: int, next_ifd: int) -> bytes:
     return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", count) + entries + struct.pack("<I", next_ifd)
 
@@ -127,6 +133,9 @@ bad_image("jpeg-magic-alone", "BrokenImage", lambda: b"\xff\xd8\xff")
 bad_image("jpeg-without-tables", "BrokenImage", lambda: JPEG[: JPEG.index(b"\xff\xdb")] + JPEG[JPEG.index(b"\xff\xc0") :])
 bad_image("jpeg-of-zeros", "BrokenImage", lambda: JPEG[:-300] + b"\0" * 300)
 bad_image("jpeg-of-markers", "BrokenImage", lambda: b"\xff\xd8" + b"\xff\xe0\x00\x02" * 1000 + b"\xff\xd9")
+bad_image("jpeg-without-its-end", "BrokenImage", lambda: JPEG[:-2])
+bad_image("jpeg-that-ends-in-the-middle", "BrokenImage", lambda: JPEG[: len(JPEG) * 3 // 4] + b"\xff\xd9")
+bad_image("jpeg-of-300-scans", "BrokenImage", many_scans)
 bad_image("jpeg-12-bit", "BrokenImage", lambda: jpeg_sized(64, 48, precision=12))
 bad_image("jpeg-larger-than-its-data", "BrokenImage", lambda: jpeg_sized(4000, 3000))
 bad_image("png-cut", "BrokenImage", lambda: picture(64, (64, 48), "PNG")[:-200])

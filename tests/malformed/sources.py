@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 from tars import picture
@@ -110,6 +111,26 @@ def _unusable(folder: Path) -> Path:
 def _pipe(folder: Path) -> Path:
     os.mkfifo(folder / "x.tar")
     return folder / "x.tar"
+
+
+def permissions_hold() -> bool:
+    """Not for root."""
+    with tempfile.NamedTemporaryFile() as file:
+        Path(file.name).chmod(0)
+        return not os.access(file.name, os.R_OK)
+
+
+if permissions_hold():
+
+    @refused("unreadable", OSError, "none of 1 shards could be read")
+    def _unreadable(folder: Path) -> Path:
+        good_tar(folder).joinpath("good.tar").chmod(0)
+        return folder / "good.tar"
+
+    @source("source-unreadable-among-shards", "webdataset", ("", "Unreadable"))
+    def _unreadable_among(folder: Path) -> Path:
+        write(folder / "x.tar", GOOD_SHARDS["webdataset"]()).chmod(0)
+        return good_tar(folder)
 
 
 @source("source-folder-among-shards", "webdataset")

@@ -88,8 +88,8 @@ def test_there_are_enough() -> None:
 
 def test_the_corpus_is_the_same_each_time(tmp_path: Path) -> None:
     for name, kind in KINDS.items():
-        if name in BOMBS:
-            continue  # slow
+        if name in BOMBS or "unreadable" in name:
+            continue  # slow, or not to be compared
         contents = []
         for _ in range(2):
             folder = tmp_path / name

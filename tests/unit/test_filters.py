@@ -316,6 +316,8 @@ class TestConfig:
             ({"name": "min_side"}, "px is missing"),
             ({"name": "meta_range", "field": "x", "minimum": float("nan")}, "finite"),
             ({"px": 3}, "name"),
+            ({"name": "flat_image", "px": 3}, "unknown key 'ingest.filters.0.flat_image.px'; known keys here: name, deviation"),
+            ({"name": "num_bytes", "maximun": 3}, "did you mean 'maximum'?"),
         ],
     )
     def test_mistakes_are_explained(self, given: Any, said: str) -> None:
