@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 import mtv_core
-from flows.commands import blocks, config, failures, forget, pipeline, runs, services, stages
+from flows.commands import blocks, config, data, failures, forget, pipeline, runs, services, stages
 from flows.commands.console import err, fail, show_problems
 from mtv_core.config import ConfigError
 from mtv_core.report import plain
@@ -37,6 +37,7 @@ app.command("runs", rich_help_panel="Look")(runs.list_runs)
 app.add_typer(config.app, name="config", rich_help_panel="Look")
 app.command("failures", rich_help_panel="Data")(failures.failures)
 app.command("forget", rich_help_panel="Data")(forget.forget)
+app.add_typer(data.app, name="data", rich_help_panel="Data")
 app.add_typer(blocks.app, name="blocks", rich_help_panel="Data")
 
 
