@@ -150,6 +150,16 @@ class Opened:
             raise self.failure
 
 
+def check_regular(path: Path) -> None:
+    """To open a pipe is to wait for whoever writes into it.
+
+    Raises:
+        OSError: it is one, or a device; or it is not there.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(f"{path} is no ordinary file; copy what is in it to one")
+
+
 @contextlib.contextmanager
 def opened(uri: str, storage_options: Options = None, *, sequential: bool = True) -> Iterator[Opened]:
     """A file to read, from its beginning on or here and there.
@@ -159,8 +169,7 @@ def opened(uri: str, storage_options: Options = None, *, sequential: bool = True
     """
     if is_local(uri):
         here = Path(uri.removeprefix("file://"))
-        if not stat.S_ISREG(here.stat().st_mode):  # to open a pipe is to wait for whoever writes into it
-            raise OSError(f"{uri} is no ordinary file; copy what is in it to one")
+        check_regular(here)
         with here.open("rb", buffering=_BUFFER) as local:
             yield Opened(local, uri)
         return

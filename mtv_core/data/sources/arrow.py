@@ -14,12 +14,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from mtv_core.data.sources.access import FileInfo, Folder, Opened, Options, opened
+from mtv_core.data.sources.access import FileInfo, Folder, Opened, Options, check_regular, opened
 from mtv_core.data.sources.base import Digest, ShardRef
 from mtv_core.data.sources.format import Format, Samples, damaged
 from mtv_core.data.sources.members import Members
 from mtv_core.data.sources.tables import MissingColumnsError, Rows, layout
-from mtv_core.report import Reject
 from mtv_core.settings import is_local
 
 _ROWS = 64
@@ -59,7 +58,6 @@ class Arrow(Format):
     def read(self, shard: ShardRef, max_bytes: int, storage_options: Options = None, digest: Digest | None = None) -> Samples:
         """See `Format.read`."""
         with _source(shard, storage_options) as source:
-            first = 0
             try:
                 batches = source.batches()
                 found = layout(source.schema, shard.columns)
@@ -72,24 +70,32 @@ class Arrow(Format):
                 yield damaged(shard, "UnreadableShard", message)
                 return
             rows = Rows(shard, found, max_bytes, Members(shard.root, max_bytes, storage_options))
+            first, lost, why = 0, 0, ""
             while True:
                 try:
                     batch = next(batches, None)
-                except MemoryError:
-                    raise
-                except Exception as error:
+                except Exception as error:  # a `MemoryError` too: a size that is nonsense
                     source.blame()
-                    yield _cut(shard, first, _line(error))
-                    return
+                    why = why or _line(error)
+                    break
                 if batch is None:
+                    why = why or ("" if source.ended() else "there is no end-of-stream mark")
                     break
                 for start in range(0, batch.num_rows, _ROWS):
                     part = batch.slice(start, _ROWS).select(found.names)
-                    yield from rows.samples(part, first + start)
+                    try:
+                        checked = rows.checked(part)
+                    except (pa.ArrowException, ValueError) as error:
+                        lost, why = lost + part.num_rows, why or _line(error)
+                        continue
+                    yield from rows.samples(checked, first + start)
                     source.let_go(part.nbytes)
                 first += batch.num_rows
-            if not source.ended():
-                yield _cut(shard, first, "there is no end-of-stream mark")
+            if why:
+                message = (
+                    f"the file is cut or damaged ({why}): {first - lost} of at least {first} rows were kept; copy it again, and the next "
+                )
+                yield damaged(shard, "TruncatedShard", f"{message}ingest takes the rest")
 
 
 class _Source:
@@ -143,17 +149,13 @@ def _source(shard: ShardRef, storage_options: Options) -> Iterator[_Source]:
         with opened(shard.uri, storage_options, sequential=not shard.uri.startswith("http")) as remote:
             yield _Source(shard, None, remote)
         return
+    check_regular(Path(shard.uri))
     with Path(shard.uri).open("rb") as file:
         if not file.seek(0, 2):  # nothing to map
             yield _Source(shard, None, Opened(file, shard.uri))
             return
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         yield _Source(shard, mapped, None)  # closed with the last batch that lies in it
-
-
-def _cut(shard: ShardRef, rows: int, why: str) -> Reject:
-    message = f"the file is cut or damaged after {rows} rows ({why}), which were kept; copy it again, and the next ingest takes the rest"
-    return damaged(shard, "TruncatedShard", message)
 
 
 def _listed(folder: Folder, state: str) -> list[str]:

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtv_core.data.sources.access import Opened, Options, opened
+from mtv_core.data.sources.cells import cells, has_bytes
 from mtv_core.data.sources.config import Columns
-from mtv_core.data.sources.tables import cells, has_bytes
 
 NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 FILE_NAMES = ("file_name", "image_file_name", "filename", "file", "image", "path")  # columns, best first

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mtv_core.data.sources.access import FileInfo, Folder, Opened, Options, opened
+from mtv_core.data.sources.access import FileInfo, Folder, Opened, Options, check_regular, opened
 from mtv_core.data.sources.base import Digest, ShardRef
 from mtv_core.data.sources.format import Format, Samples, damaged
 from mtv_core.data.sources.members import Members
@@ -72,24 +73,28 @@ class Parquet(Format):
         rows = Rows(shard, found, max_bytes, Members(shard.root, max_bytes, storage_options))
         first, lost, why = 0, 0, ""
         for number in range(parquet.num_row_groups):
-            group = parquet.metadata.row_group(number)
-            read = 0
-            batches = parquet.iter_batches(_batch_rows(group, found), [number], found.names, use_threads=False)
+            expected = read = 0
+            batches: Iterator[pa.RecordBatch] | None = None
             while True:
                 try:
+                    if batches is None:
+                        group = parquet.metadata.row_group(number)
+                        expected = group.num_rows
+                        batches = parquet.iter_batches(_batch_rows(group), [number], found.names, use_threads=False)
                     batch = next(batches, None)
-                except MemoryError:
-                    raise
-                except Exception as error:
+                    checked = rows.checked(batch) if batch is not None else None
+                except Exception as error:  # a `MemoryError` too: a size that is nonsense
                     _blame(error, file)
-                    lost, why = lost + group.num_rows - read, why or f"row group {number}: {_line(error)}"
+                    why = why or f"row group {number}: {_line(error)}"
                     break
-                if batch is None:
+                if checked is None:
                     break
-                yield from rows.samples(batch, first + read)
-                read += batch.num_rows
-            first += group.num_rows
-        if lost:
+                yield from rows.samples(checked, first + read)
+                read += len(checked.image)
+            if read < expected:
+                lost, why = lost + expected - read, why or f"row group {number} ends after {read} rows"
+            first += max(expected, read)
+        if why:
             message = (
                 f"the file is damaged ({why}): {lost} of {first} rows cannot be read, the others were; copy it again, and the next ingest "
             )
@@ -100,6 +105,7 @@ class Parquet(Format):
 def _source(shard: ShardRef, storage_options: Options) -> Iterator[tuple[Any, Opened | None]]:
     """What Arrow reads from: its own file on a disk, which copies less, or a file of a store."""
     if is_local(shard.uri):
+        check_regular(Path(shard.uri))
         with pa.OSFile(shard.uri) as local:
             yield local, None
         return
@@ -115,14 +121,8 @@ def _blame(error: Exception, file: Opened | None) -> None:
         raise error
 
 
-def _batch_rows(group: Any, found: Layout) -> int:
-    wanted = set(found.names)
-    size = sum(
-        column.total_uncompressed_size
-        for column in (group.column(n) for n in range(group.num_columns))
-        if column.path_in_schema.split(".")[0] in wanted
-    )
-    return max(1, min(_MAX_ROWS, _BATCH * group.num_rows // max(size, 1)))
+def _batch_rows(group: Any) -> int:
+    return int(max(1, min(_MAX_ROWS, _BATCH * group.num_rows // max(group.total_byte_size, 1))))
 
 
 def _line(error: Exception) -> str:

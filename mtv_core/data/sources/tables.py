@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.types as types
 
 from mtv_core.data.sources.base import RawSample, ShardRef
+from mtv_core.data.sources.cells import cells, has_bytes, is_image, plain_type, stored
 from mtv_core.data.sources.config import Columns
 from mtv_core.data.sources.members import Members, UnsafePathError, Wanted
 from mtv_core.data.sources.records import KEY, LICENSE, SYNTHETIC, URL, WEB, Seen, fields, meta_of
@@ -44,7 +44,7 @@ def layout(schema: pa.Schema, columns: Columns) -> Layout:
     Raises:
         MissingColumnsError: there is no image or no caption, or a column that was named; says which columns there are.
     """
-    kinds = {field.name: _plain_type(field.type) for field in schema}
+    kinds = {field.name: plain_type(field.type) for field in schema}
     named = [columns.image, columns.key, columns.url, columns.license, *(columns.captions or ()), *(columns.synthetic or ())]
     missing = [name for name in named if name is not None and name not in kinds]
     if missing:
@@ -72,10 +72,10 @@ def layout(schema: pa.Schema, columns: Columns) -> Layout:
 
 def _image(schema: pa.Schema, kinds: Mapping[str, pa.DataType], columns: Columns) -> str:
     if columns.image is not None:
-        if not _is_image(kinds[columns.image]):
+        if not is_image(kinds[columns.image]):
             raise MissingColumnsError(f"the column {columns.image} is {kinds[columns.image]}, not bytes or an Image; {_there_are(schema)}")
         return columns.image
-    possible = [name for name, kind in kinds.items() if _is_image(kind)]
+    possible = [name for name, kind in kinds.items() if is_image(kind)]
     declared = [name for name in _declared_images(schema) if name in possible]
     for found in (
         declared if len(declared) == 1 else [],
@@ -112,30 +112,12 @@ def _short(kind: pa.DataType) -> str:
     return str(kind) if len(str(kind)) < 60 else f"{str(kind)[:57]}…"
 
 
-def _plain_type(kind: pa.DataType) -> pa.DataType:
-    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+class Checked(NamedTuple):
+    """Some rows that are what they say."""
 
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind) or types.is_fixed_size_binary(kind))
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
-
-
-def _is_image(kind: pa.DataType) -> bool:
-    if types.is_struct(kind):
-        return any(field.name == "bytes" and _is_bytes(field.type) for field in kind)
-    return _is_bytes(kind)
-
-
-def has_bytes(kind: pa.DataType) -> bool:
-    """Whether a column is, or holds, bytes."""
-    kind = _plain_type(kind)
-    if types.is_dictionary(kind):
-        return has_bytes(kind.value_type)
-    return _is_bytes(kind) or any(has_bytes(kind.field(n).type) for n in range(kind.num_fields))
+    image: pa.Array  # of bytes
+    paths: Sequence[Any]  # of images that are elsewhere
+    columns: dict[str, Sequence[Any]]
 
 
 class Rows:
@@ -145,22 +127,39 @@ class Rows:
         self.shard, self.layout, self.max_bytes, self.beside = shard, found, max_bytes, beside
         self.seen = Seen()
 
-    def samples(self, batch: pa.RecordBatch, first: int) -> Iterator[RawSample]:
-        """The samples of a batch whose first row is row `first` of the shard."""
-        columns = {name: cells(batch.column(name), name in self.layout.used) for name in (*sorted(self.layout.used), *self.layout.rest)}
-        image = batch.column(self.layout.image)
-        if isinstance(image, pa.ExtensionArray):
-            image = image.storage
-        for row in range(batch.num_rows):
-            yield self._sample(image[row], {name: column[row] for name, column in columns.items()}, first + row)
+    def checked(self, batch: pa.RecordBatch) -> Checked:
+        """A batch of a few rows as values, except the images.
 
-    def _sample(self, cell: Any, found: Mapping[str, Any], number: int) -> RawSample:
+        Raises:
+            pyarrow.ArrowInvalid: it is damaged.
+        """
+        names = (*sorted(self.layout.used), *self.layout.rest)
+        columns = {name: cells(batch.column(name), name in self.layout.used) for name in names}
+        image = stored(batch.column(self.layout.image))
+        paths: Sequence[Any] = [None] * batch.num_rows
+        if isinstance(image, pa.StructArray):
+            if any(field.name == "path" for field in image.type):
+                paths = [
+                    path if there else None
+                    for path, there in zip(cells(image.field("path"), True), image.is_valid().to_pylist(), strict=True)
+                ]
+            image = pa.StructArray.from_arrays([image.field("bytes")], ["bytes"], mask=image.is_null()).flatten()[0]
+        image.validate(full=True)
+        return Checked(image, paths, columns)
+
+    def samples(self, checked: Checked, first: int) -> Iterator[RawSample]:
+        """The samples of a batch whose first row is row `first` of the shard."""
+        for row in range(len(checked.image)):
+            found = {name: column[row] for name, column in checked.columns.items()}
+            yield self._sample(checked.image[row], checked.paths[row], found, first + row)
+
+    def _sample(self, cell: Any, path: Any, found: Mapping[str, Any], number: int) -> RawSample:
         key = _text(found.get(self.layout.key)) if self.layout.key else None
         name, again = self.seen.name(key or f"{number:09d}")
         if again:
             return RawSample(name, None, problem=("DuplicateKey", f"the key {key!r} came before in this table; give every row its own"))
         said = fields(found, self.layout.columns)
-        image, too_large, problem = self._image(cell)
+        image, too_large, problem = self._image(cell, path)
         return RawSample(
             key=name,
             image=image,
@@ -172,17 +171,11 @@ class Rows:
             problem=problem or said.problem,
         )
 
-    def _image(self, cell: Any) -> tuple[bytes | None, int, tuple[str, str] | None]:
+    def _image(self, cell: Any, path: Any) -> tuple[bytes | None, int, tuple[str, str] | None]:
         """Bytes, or how many there are if too many, or what is wrong."""
-        if isinstance(cell, pa.StructScalar):
-            if not cell.is_valid:
-                return None, 0, None
-            path = _text(cell["path"].as_py()) if "path" in cell else None
-            if not cell["bytes"].is_valid:
-                return self._beside(path) if path else (None, 0, None)
-            cell = cell["bytes"]
         if not cell.is_valid:
-            return None, 0, None
+            name = _text(path)
+            return self._beside(name) if name else (None, 0, None)
         size = cell.as_buffer().size
         return (None, size, None) if size > self.max_bytes else (cell.as_py(), 0, None)
 
@@ -201,37 +194,3 @@ def _text(value: Any) -> str | None:
     if value is None or value == b"":
         return None
     return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
-
-
-def cells(column: pa.Array, as_received: bool) -> Sequence[Any]:
-    """A column as Python values. Texts stay bytes if `as_received`: nobody promises that they are UTF-8."""
-    if isinstance(column, pa.ExtensionArray):
-        column = column.storage
-    if types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    raw = _as_bytes(column.type)
-    if raw is not None and as_received:
-        return column.cast(raw).to_pylist()
-    try:
-        return column.to_pylist()
-    except (ValueError, OverflowError):  # not UTF-8, or a time that Python cannot say
-        return [_value(cell) for cell in column]
-
-
-def _as_bytes(kind: pa.DataType) -> pa.DataType | None:
-    if _is_text(kind):
-        return pa.large_binary() if types.is_large_string(kind) else pa.binary_view() if types.is_string_view(kind) else pa.binary()
-    if types.is_list(kind) and _is_text(kind.value_type):
-        return pa.list_(_as_bytes(kind.value_type))
-    if types.is_large_list(kind) and _is_text(kind.value_type):
-        return pa.large_list(_as_bytes(kind.value_type))
-    return None
-
-
-def _value(cell: Any) -> Any:
-    try:
-        return cell.as_py()
-    except UnicodeDecodeError:
-        return cell.as_buffer().to_pybytes().decode(errors="replace") if hasattr(cell, "as_buffer") else None
-    except (ValueError, OverflowError):
-        return None
