@@ -96,9 +96,10 @@ CONF
   wait_for osd sh -c "command ceph -c '$folder/ceph.conf' --connect-timeout 5 osd stat | grep -q '1 up'"
   run radosgw radosgw -n client.rgw.a
   wait_for radosgw python3 -c "import urllib.request; urllib.request.urlopen('http://127.0.0.1:$gateway', timeout=2)"
-  radosgw-admin -c "$folder/ceph.conf" user create --uid mtv --display-name mtv --access-key mtv-key --secret mtv-secret > "$folder/user.json" 2> "$folder/user.err"
+  secret=$(head -c 30 /dev/urandom | base64 | tr -dc 'A-Za-z0-9')
+  radosgw-admin -c "$folder/ceph.conf" user create --uid mtv --display-name mtv --access-key mtv-key --secret "$secret" > "$folder/user.json" 2> "$folder/user.err"
   echo "# $(radosgw --version)"
-  echo "export MTV_TEST_S3_ENDPOINT=http://127.0.0.1:$gateway AWS_ACCESS_KEY_ID=mtv-key AWS_SECRET_ACCESS_KEY=mtv-secret"
+  echo "export MTV_TEST_S3_ENDPOINT=http://127.0.0.1:$gateway AWS_ACCESS_KEY_ID=mtv-key AWS_SECRET_ACCESS_KEY=$secret"
   echo "# end it: $0 stop $folder"
 }
 
