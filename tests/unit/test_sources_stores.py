@@ -15,6 +15,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from s3_server import client
 from source_files import WRITERS, contents, table
 from tars import picture, sample, shards, tar
 
@@ -66,6 +67,42 @@ class TestMemory:
             ("../secret.jpg", "UnsafePath"),
             ("a.jpg", None),
         ]
+
+
+class TestS3:
+    @pytest.mark.parametrize("name", WRITERS)
+    def test_every_format(self, tmp_path: Path, bucket: str, name: str) -> None:
+        local = WRITERS[name][1](tmp_path / "in", MANY)
+        for path in (path for path in (tmp_path / "in").rglob("*") if path.is_file()):
+            client().upload_file(str(path), bucket.removeprefix("s3://"), str(path.relative_to(tmp_path)))
+        uri = local.replace(str(tmp_path), bucket)
+        assert uids(everything(uri)) == UIDS
+        here = expand(SourceConfig(uri=local))
+        assert [content_hash(shard) for shard in expand(SourceConfig(uri=uri))] == [content_hash(shard) for shard in here]
+
+    def test_what_changed_is_seen_at_once(self, tmp_path: Path, bucket: str) -> None:
+        seen = set()
+        for number in range(2):
+            client().put_object(Bucket=bucket.removeprefix("s3://"), Key="in/a.tar", Body=bytes([number]) * 1024)
+            for uri in ("in", "in/*.tar", "in/a.tar"):
+                [shard] = expand(SourceConfig(uri=f"{bucket}/{uri}"))
+                assert shard.uri == f"{bucket}/in/a.tar"
+                seen.add((number, shard.id))
+        assert len(seen) == 2
+
+    def test_names_with_letters_of_globs(self, tmp_path: Path, bucket: str) -> None:
+        names = ["a[1].jpg", "b*.jpg", "c?.jpg", "d e+f%20.jpg", "ü#.jpg"]
+        for number, name in enumerate(names):
+            client().put_object(Bucket=bucket.removeprefix("s3://"), Key=f"in/{name}", Body=picture(number))
+        found = [one for one in everything(f"{bucket}/in") if isinstance(one, RawSample)]
+        assert {one.key: one.image for one in found} == {name: picture(number) for number, name in enumerate(names)}
+
+    def test_nothing_there(self, bucket: str) -> None:
+        for uri in (f"{bucket}/gone.tar", f"{bucket}/gone", f"{bucket}-gone/a.tar"):
+            with pytest.raises(FileNotFoundError, match="does not exist"):
+                expand(SourceConfig(uri=uri))
+        with pytest.raises(FileNotFoundError, match="matches no file"):
+            expand(SourceConfig(uri=f"{bucket}/*.tar"))
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):

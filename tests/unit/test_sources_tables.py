@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -254,6 +255,20 @@ class TestDamage:
             assert [one.image for one in found[:-1] if isinstance(one, RawSample)] == [one.image for one in whole[: len(found) - 1]]
         path.write_bytes(raw[:-8])  # all rows, but nobody knows that
         assert [isinstance(one, Reject) for one in everything(path)] == [False] * 12 + [True]
+
+    def test_wild_offsets_are_noticed_before_they_are_followed(self, tmp_path: Path) -> None:
+        """Read as they are, they end the process."""
+        many = contents(150)
+        path = arrow(tmp_path / "a.arrow", table(many), rows=150)
+        lengths = [len(one.image) for one in many]
+        offsets = struct.pack("<4i", *(sum(lengths[:n]) for n in range(100, 104)))
+        raw = path.read_bytes()
+        assert raw.count(offsets) == 1
+        path.write_bytes(raw.replace(offsets, struct.pack("<4i", 1 << 30, -(1 << 30), 7, 1 << 29)))
+        found = everything(path)
+        good = [one.image for one in found if isinstance(one, RawSample)]
+        assert good == [one.image for one in many[:64] + many[128:]]
+        assert [one.error for one in found if isinstance(one, Reject)] == ["TruncatedShard"]
 
     def test_arrow_files_with_an_index(self, tmp_path: Path) -> None:
         data = table(contents(5))
