@@ -106,7 +106,7 @@ def select(view: View, part: SliceConfig, split: str | None = None) -> Selection
     counts = dict.fromkeys(("rows", "split", "where", "fraction"), 0)
     kept: list[NDArray[np.int64]] = []
     keys: list[NDArray[np.uint64]] = []  # [n, 2], of the rows in `kept`
-    held = 0
+    held, highest = 0, np.uint64(2**_HALF - 1)  # rows in `kept`; upper half of a uid above which none is among the smallest
     for batch in view.scan(columns=[*(["uid"] if by_uid else []), "split"], batch_size=1 << 16):
         start = counts["rows"]
         counts["rows"] += batch.num_rows
@@ -121,17 +121,22 @@ def select(view: View, part: SliceConfig, split: str | None = None) -> Selection
             key = _keys(batch.column("uid"))[rows - start]
             inside = _below(key, bound)
             rows, key = rows[inside], key[inside]
-            if limit is not None:
-                keys.append(key)
         counts["fraction"] += len(rows)
+        if limit is not None:
+            low = key[:, 0] <= highest
+            rows, key = rows[low], key[low]
+            keys.append(key)
         kept.append(rows)
         held += len(rows)
         if limit is not None and held > limit + _PRUNE:
-            kept, keys = _smallest(kept, keys, limit)
-            held = limit
-    if limit is not None:
-        kept, _ = _smallest(kept, keys, limit)
+            rows, key = np.concatenate(kept), np.concatenate(keys)
+            highest = np.partition(key[:, 0], limit - 1)[limit - 1]
+            low = key[:, 0] <= highest
+            kept, keys, held = [rows[low]], [key[low]], int(low.sum())
     indices = np.concatenate(kept) if kept else np.empty(0, np.int64)
+    if limit is not None and keys:
+        key = np.concatenate(keys)
+        indices = np.sort(indices[np.lexsort((key[:, 1], key[:, 0]))[:limit]])
     taken = {"split": split is not None, "where": part.where is not None, "fraction": bound < 2**UID_BITS}
     said = {step: count for step, count in counts.items() if taken.get(step, True)}
     return Selection(indices, said if limit is None else {**said, "limit": len(indices)})
@@ -171,17 +176,6 @@ def _below(keys: NDArray[np.uint64], bound: int) -> NDArray[np.bool_]:
         return np.ones(len(keys), bool)
     high, low = np.uint64(bound >> _HALF), np.uint64(bound % 2**_HALF)
     return (keys[:, 0] < high) | ((keys[:, 0] == high) & (keys[:, 1] < low))
-
-
-def _smallest(
-    kept: list[NDArray[np.int64]], keys: list[NDArray[np.uint64]], limit: int
-) -> tuple[list[NDArray[np.int64]], list[NDArray[np.uint64]]]:
-    """The rows of the smallest uids, in ascending order of position."""
-    if not kept:
-        return [], []
-    rows, key = np.concatenate(kept), np.concatenate(keys)
-    best = np.sort(np.lexsort((key[:, 1], key[:, 0]))[:limit])
-    return [rows[best]], [key[best]]
 
 
 def _bad(where: str, reason: str, schema: pa.Schema) -> ValueError:

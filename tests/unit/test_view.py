@@ -8,7 +8,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -203,7 +202,19 @@ def test_uids_are_compared_to_the_last_bit() -> None:
     assert slices._below(keys, 2**127).tolist() == [True, False, False, False]
     assert slices._below(keys, 2**127 + 1).tolist() == [True, True, False, False]
     assert SliceConfig(fraction=0.5).uid_bound == 2**127
-    assert slices._smallest([np.arange(4)], [keys], 3)[0][0].tolist() == [0, 1, 3]
+
+
+def test_uids_that_begin_alike_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slices, "_PRUNE", 5)
+    table = Table.create_or_open(str(tmp_path / "table"))
+    order = [(n * 37) % 100 for n in range(100)]
+    values = rows(0, 100).to_pylist()
+    for row, place in zip(values, order, strict=True):
+        row |= {"uid": f"{place // 60:016x}{place:016x}", "split": "train"}
+    table.append(pa.Table.from_pylist(values, schema=SAMPLES), 7)
+    for limit in (1, 20, 59, 60, 61, 99, 100, 101):
+        found = Table.at(table.uri).indices(SliceConfig(limit=limit), "train")
+        assert sorted(order[index] for index in found) == list(range(min(limit, 100)))
 
 
 @pytest.mark.parametrize(
