@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tarfile
 from pathlib import Path
 
 import fsspec
 import pytest
+import yaml
 from source_files import contents, img2dataset
 from tars import picture, sample, shards, tar
 
-from mtv_core.data.sources import RawSample, ShardRef, SourceConfig, expand, read, source_name
+from mtv_core.data.sources import FORMATS, RawSample, ShardRef, SourceConfig, expand, metadata, read, records, source_name
 from mtv_core.report import Reject
 
 LIMIT = 1 << 20
@@ -231,3 +233,24 @@ class TestWebdataset:
         samples, rejects = everything(path)
         assert [s.key.encode() for s in samples] == [b"caf\\xe9"]
         assert not rejects
+
+
+class TestDocs:
+    """docs/sources.md is true."""
+
+    page = (Path(__file__).parents[2] / "docs" / "sources.md").read_text()
+
+    def test_examples_are_configurations(self) -> None:
+        found = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", self.page, re.DOTALL)]
+        assert len(found) > 3
+        for document in found:
+            assert document.keys() == {"sources"}
+            for source in document["sources"]:
+                SourceConfig.model_validate(source)
+
+    def test_names_are_all_there(self) -> None:
+        names = [*records.WEB, *records.SYNTHETIC, *records.URL, *records.LICENSE, *records.KEY, *metadata.FILE_NAMES, *FORMATS]
+        endings = [ending for form in FORMATS.values() for ending in form.endings]
+        assert not [name for name in [*names, *endings, *records.IMAGE_ENDINGS] if name not in self.page]
+        for text in re.findall(r"`([a-z_]+caption[a-z_]*)`", self.page):
+            assert text in (*records.WEB, *records.SYNTHETIC), text
