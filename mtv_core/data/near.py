@@ -57,9 +57,10 @@ def walk(phash: Hashes, own: NDArray[np.bool_], table: Hashes, others: NDArray[n
     kept = kept[np.argsort(keeper[kept])]
     gone = np.flatnonzero((keeper == none) & (match < 0))
     index, apart = hamming.nearest(hashes[gone], hashes[kept], threshold, np.searchsorted(keeper[kept], head[gone]))
-    late = np.flatnonzero(index < 0)
-    index[late], apart[late] = hamming.nearest(hashes[gone[late]], hashes[kept], threshold)
     keeper[gone] = keeper[kept[index]]
+    late, ours = np.flatnonzero(index < 0), kept[forced[kept]]
+    index, apart[late] = hamming.nearest(hashes[gone[late]], hashes[ours], threshold)
+    keeper[gone[late]] = keeper[ours[index]]
     bits = np.where(match >= 0, bits, 0).astype(np.int8)
     bits[gone] = apart
 

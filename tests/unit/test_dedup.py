@@ -276,6 +276,18 @@ def test_every_order_of_a_chain(threshold: int) -> None:
         assert again == slow_truth(candidates, published, config)
 
 
+@pytest.mark.parametrize("threshold", [0, 2, 4])
+def test_rows_of_ones_own_stay_wherever_they_stand(threshold: int) -> None:
+    """Published under another configuration, with other hashes: rows that this walk would not have kept, the last ones of it."""
+    config = DedupConfig(near_threshold=threshold)
+    for order in itertools.permutations((0, 1, 2, 5, 6)):
+        candidates = [{**row(image, 0, image, 0, image), "uid": f"{place}"} for place, image in enumerate(order)]
+        for published in (candidates[3:], [{**r, "phash": r["phash"] ^ 1 << 40} for r in candidates[4:]]):
+            found = told(decide(table_of(candidates), known(published), config))
+            assert found == slow_truth(candidates, published, config)
+            assert all(fate is Fate.PUBLISHED for fate, _, _ in found[5 - len(published) :])
+
+
 @given(plain_rows, salts, configs)
 @settings(max_examples=200, deadline=None)
 def test_what_is_kept_is_apart_and_what_goes_has_a_survivor(staged: list[tuple[int, ...]], salt: int, config: DedupConfig) -> None:
