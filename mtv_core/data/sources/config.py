@@ -15,8 +15,10 @@ class Columns(BaseModel, frozen=True, extra="forbid"):
     """Where a sample's parts are: names of columns, of JSON keys, or of file extensions in a tar. None: the usual names."""
 
     image: str | None = Field(None, description="bytes, or a Hugging Face Image struct; in a tar an extension: jpg")
-    captions: list[str] | None = Field(None, description="captions that people wrote or the web had, the first is the one that counts")
-    synthetic: list[str] | None = Field(None, description="captions that a model wrote; kept apart")
+    captions: tuple[str, ...] | None = Field(
+        None, description="captions that people wrote or the web had, the first is the one that counts"
+    )
+    synthetic: tuple[str, ...] | None = Field(None, description="captions that a model wrote; kept apart")
     key: str | None = Field(None, description="name of the sample in its shard")
     url: str | None = Field(None, description="where the image came from")
     license: str | None = Field(None, description="its licence")
