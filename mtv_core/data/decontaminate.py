@@ -45,6 +45,7 @@ INDEX = pa.schema(
 _PROBLEMS = b"mtv.problems"
 _MAX_PROBLEMS = 20
 _BATCH_ROWS = 512
+_LOOKED_AT = 20_000  # images that are compared beyond the threshold
 
 
 @dataclass(frozen=True)
@@ -256,16 +257,20 @@ def compare(sha256: pa.Array, phash: NDArray[np.uint64], index: EvaluationIndex,
         phash: [R]
         index: what not to show.
         threshold: bits within which two images are the same; None: only the same bytes.
-        margin: bits beyond it that are looked at.
+        margin: bits beyond it that some images are looked at with, for a person to see.
     """
     nearest, distance = np.full(len(phash), -1, np.int64), np.full(len(phash), -1, np.int8)
     if threshold is not None:
         hashes, where = np.unique(phash, return_inverse=True)
-        mine, theirs = np.flatnonzero(hamming.usable(hashes)), np.flatnonzero(hamming.usable(index.phash))
-        found, bits = hamming.nearest(hashes[mine], index.phash[theirs], threshold + margin)
-        of_hash, its_bits = np.full(len(hashes), -1, np.int64), np.full(len(hashes), -1, np.int8)
-        of_hash[mine[found >= 0]], its_bits[mine] = theirs[found[found >= 0]], bits
-        nearest, distance = of_hash[where], its_bits[where]
+        theirs = np.flatnonzero(hamming.usable(index.phash))
+        of_hash, bits = np.full(len(hashes), -1, np.int64), np.full(len(hashes), -1, np.int8)
+        for reach in (threshold, threshold + margin) if margin else (threshold,):
+            rest = np.flatnonzero((of_hash < 0) & hamming.usable(hashes))
+            if reach > threshold:  # only to be looked at, and the wider the search the dearer: some of them, by chance but always the same
+                rest = rest[np.argsort(hamming.scattered(hashes[rest]))[:_LOOKED_AT]]
+            found, bits[rest] = hamming.nearest(hashes[rest], index.phash[theirs], reach)
+            of_hash[rest[found >= 0]] = theirs[found[found >= 0]]
+        nearest, distance = of_hash[where], bits[where]
     same = pc.fill_null(pc.index_in(sha256, value_set=index.sha256), -1).to_numpy(zero_copy_only=False)
     return Comparison(index, threshold, np.where(same >= 0, same, nearest), np.where(same >= 0, 0, distance).astype(np.int8))
 

@@ -46,6 +46,11 @@ def usable(hashes: Hashes) -> NDArray[np.bool_]:
     return (bits >= 12) & (bits <= 52)
 
 
+def scattered(hashes: Hashes) -> Hashes:
+    """Other numbers for them, one to one: their order is as good as chance, and always the same."""
+    return hashes * _GOLDEN
+
+
 def search(queries: Hashes, base: Hashes, threshold: int, agree: int | None = None) -> Iterator[Pairs]:
     """All pairs of a query and a base hash at distance ≤ `threshold`, each once, at most `MAX_PAIRS` at a time, in no order.
 

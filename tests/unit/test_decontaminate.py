@@ -156,6 +156,17 @@ def test_pairs_show_every_distance_whatever_the_order(candidates: list[int], val
     assert [pair[2] for pair in pairs] == sorted(pair[2] for pair in pairs)
 
 
+def test_beyond_the_threshold_some_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decontaminate, "_LOOKED_AT", 3)
+    beyond = [CENTRE ^ (0b111 << place) for place in range(8)]
+    near = [CENTRE ^ (1 << place) for place in range(20)]
+    found = compare(pa.nulls(28, pa.string()), np.array(beyond + near, np.uint64), index_of([CENTRE]), 2, 2)
+    assert found.leaked.tolist() == [False] * 8 + [True] * 20
+    assert (found.nearest[:8] >= 0).sum() == 3
+    turned = compare(pa.nulls(8, pa.string()), np.array(beyond[::-1], np.uint64), index_of([CENTRE]), 2, 2)
+    assert (turned.nearest[::-1] >= 0).tolist() == (found.nearest[:8] >= 0).tolist()
+
+
 def test_gallery() -> None:
     pairs = [
         PairPictures(encoded(picture(0)), encoded(picture(1, (30, 200)), "PNG"), "a" * 200, "set/1", 3, True),
