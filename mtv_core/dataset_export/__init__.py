@@ -8,5 +8,6 @@ rows        the rows of a shard, in pieces that fit into memory
 webdataset, parquet, hf    one shard each
 features    columns as the Hugging Face libraries call them
 card        README.md
-ledger      <table>/exports/: where copies of the table's rows are
+
+The table keeps book of its copies: `mtv_core.store.exports`.
 """

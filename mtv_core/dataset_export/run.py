@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mtv_core.data.files import Files
-from mtv_core.dataset_export import card, ledger, shards
+from mtv_core.dataset_export import card, shards
 from mtv_core.dataset_export.config import DatasetExportConfig, Split
 from mtv_core.dataset_export.plan import (
     LAYOUT,
@@ -39,6 +39,7 @@ from mtv_core.dataset_export.plan import (
 from mtv_core.dataset_export.writer import json_bytes
 from mtv_core.executor import Executor, Progress, silent
 from mtv_core.faults import fault_point
+from mtv_core.store import exports
 from mtv_core.store.table import Table
 from mtv_core.store.view import View
 
@@ -90,18 +91,24 @@ def run(
     if earlier is not None and overwrite and (earlier != plan or finished):
         for name in _OURS:
             folder.remove(name)
-        ledger.drop(table, folder.uri, earlier)
+        exports.drop(table, folder.uri, earlier.id)
         finished = None
     folder.write(PLAN, json_bytes(plan.model_dump(mode="json")))
     fault_point("data_export.planned")
-    record = ledger.begin(table, folder.uri, plan)
+    record = exports.begin(
+        table,
+        exports.ExportRecord(
+            uri=folder.uri, export=plan.id, format=plan.format, version=plan.version, tag=plan.tag, data=plan.data, split=plan.split,
+            columns=plan.columns, rows=plan.num_rows,
+        ),
+    )  # fmt: skip
     fault_point("data_export.begun")
     if finished is None or not all(shards.has(folder, file.path, file.bytes) for file in finished.files):
         folder.remove(MANIFEST)  # of an export that lost a file since
         finished = _close(table, folder, plan, view, shards.write_all(view, folder, plan, indices, executor, progress))
     fault_point("data_export.whole")
     folder.remove(STATE)
-    ledger.finish(table, record)
+    exports.finish(table, record)
     progress(plan.num_rows, plan.num_rows, "")
     return finished
 

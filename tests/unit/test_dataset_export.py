@@ -25,17 +25,20 @@ import yaml
 from export_tables import boxes_of, depth_of, truth
 from PIL import Image
 
+from mtv_core import ingest
 from mtv_core.data import sources
 from mtv_core.data.captions import CaptionConfig, choose
 from mtv_core.data.files import Files
 from mtv_core.data.schema import sample_uid
 from mtv_core.data.sources import SourceConfig
 from mtv_core.data.sources.base import RawSample
-from mtv_core.dataset_export import ledger, rows
+from mtv_core.dataset_export import rows
 from mtv_core.dataset_export.config import DatasetExportConfig
 from mtv_core.dataset_export.plan import Manifest, read_manifest
 from mtv_core.dataset_export.run import run
 from mtv_core.executor import SerialExecutor
+from mtv_core.ingest_config import IngestConfig
+from mtv_core.store import exports as copies
 from mtv_core.store.slice_config import SliceConfig
 from mtv_core.store.table import Table
 from mtv_core.store.view import View
@@ -139,6 +142,28 @@ class TestWebDataset:
             assert [{"text": caption.text, "kind": caption.kind} for caption in chosen.kept] == row["captions"]
             assert (sample.url, sample.license) == (row["url"], row["license"])
         assert found.keys() == truth().keys()
+
+    def test_ingest_makes_the_same_rows_of_them(self, exports: dict[str, Path], tmp_path: Path) -> None:
+        source = SourceConfig(uri=f"{exports['webdataset']}/*/*.tar", columns={"captions": ["caption_raw", "web_captions"]})
+        limits = IngestConfig.model_validate({"dedup": {"near_threshold": None}, "filters": [], "held_out": 0.2})
+        ingest.run([source], str(tmp_path / "table"), limits, SerialExecutor())
+        made = {row["uid"]: row for row in Table.at(str(tmp_path / "table")).dataset.to_table().to_pylist()}
+        assert made.keys() == truth().keys()
+        for uid, row in truth().items():
+            same = ("image", "caption", "captions", "caption_raw", "url", "license", "sha256", "split")
+            assert {name: made[uid][name] for name in same} == {name: row[name] for name in same}
+            assert made[uid]["key"] == uid
+
+    @pytest.mark.parametrize("name", ["parquet", "hf"])
+    def test_mtv_reads_the_other_formats_too(self, exports: dict[str, Path], name: str) -> None:
+        uids = set()
+        folder = exports[name] / ("data" if name == "parquet" else "train")
+        for shard in sources.expand(SourceConfig(uri=str(folder), columns={"captions": ["caption_raw"]})):
+            for sample in sources.read(shard, 1 << 20):
+                assert isinstance(sample, RawSample), sample
+                assert sample.image is not None
+                uids.add(sample_uid(sample.image, choose(sample.captions, CaptionConfig()).raw))
+        assert uids == (set(truth()) if name == "parquet" else by_split(truth())["train"])
 
     def test_by_default_the_cleaned_caption_counts(self, exports: dict[str, Path]) -> None:
         for sample in self.read_back(exports["webdataset"]):
@@ -300,7 +325,7 @@ class TestWhatIsExported:
             assert manifest.revisions == {"depth": {"depth-1": 44}, "detection": {"detection-1": 44}}
 
     def test_the_table_keeps_book_of_its_copies(self, made: tuple[Table, str], exports: dict[str, Path]) -> None:
-        records = {record.uri: record for record in ledger.read_all(made[0])}
+        records = {record.uri: record for record in copies.read_all(made[0])}
         for name in FORMATS:
             record = records[str(exports[name])]
             assert (record.state, record.tag, record.rows, record.format) == ("done", made[1], 44, name)
@@ -363,7 +388,7 @@ class TestAgain:
             run(made[0], config("parquet", tmp_path / "out"), tag=made[1])
         assert read_manifest(Files(str(tmp_path / "out"))) is None
         assert not (tmp_path / "out" / "README.md").exists()
-        (record,) = (record for record in ledger.read_all(made[0]) if record.uri == str(tmp_path / "out"))
+        (record,) = (record for record in copies.read_all(made[0]) if record.uri == str(tmp_path / "out"))
         assert record.state == "writing"
         for path in (tmp_path / "out" / "data").glob("*.parquet"):
             pq.read_table(path)  # those that are there are whole
@@ -396,7 +421,7 @@ class TestRefusals:
             "manifest.json",
             "notes.txt",
         ]
-        assert [record.format for record in ledger.read_all(made[0]) if record.uri == str(tmp_path / "out")] == ["parquet"]
+        assert [record.format for record in copies.read_all(made[0]) if record.uri == str(tmp_path / "out")] == ["parquet"]
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -462,7 +487,7 @@ def test_killed_and_run_again_it_ends_the_same(tmp_path: Path, point: str, name:
     assert child.returncode == -signal.SIGKILL
     whole = point == "data_export.whole"
     assert (out / "manifest.json").exists() == whole
-    assert [record.state for record in ledger.read_all(table) if record.uri == str(out)] == (
+    assert [record.state for record in copies.read_all(table) if record.uri == str(out)] == (
         [] if point.endswith("planned") else ["writing"]
     )
     if whole:
@@ -475,7 +500,7 @@ def test_killed_and_run_again_it_ends_the_same(tmp_path: Path, point: str, name:
     assert contents(out) == contents(tmp_path / "reference")
     kept = sum(path.stat().st_mtime_ns == time for path, time in there.items())
     assert kept >= len(there) - 1  # only the one whose record was missing is written again
-    assert all(record.state == "done" for record in ledger.read_all(table))
+    assert all(record.state == "done" for record in copies.read_all(table))
 
 
 def test_object_store(bucket: str, tmp_path: Path, exports: dict[str, Path]) -> None:
@@ -494,6 +519,6 @@ def test_object_store(bucket: str, tmp_path: Path, exports: dict[str, Path]) -> 
             assert (len(data), hashlib.sha256(data).hexdigest()) == (file.bytes, file.sha256)
         here = run(Table.open(local.uri), config(name, tmp_path / name), version=1)
         assert [file.rows for file in here.files] == [file.rows for file in manifest.files]
-    assert {record.uri for record in ledger.read_all(table)} == {f"{bucket}/{name}" for name in FORMATS}
+    assert {record.uri for record in copies.read_all(table)} == {f"{bucket}/{name}" for name in FORMATS}
     with pytest.raises(ValueError, match="is not empty"):
         run(table, config("hf", bucket))

@@ -8,7 +8,6 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from mtv_core.dataset_export.plan import Plan
 from mtv_core.store.slice_config import SliceConfig
 from mtv_core.store.table import Table
 
@@ -20,7 +19,7 @@ class ExportRecord(BaseModel, frozen=True, extra="forbid"):
 
     uri: str = Field(description="of the folder, as whoever exported saw it")
     export: str = Field(description="id of the export, as in its manifest.json")
-    state: Literal["writing", "done"] = Field(description="a copy under way has rows too")
+    state: Literal["writing", "done"] = Field("writing", description="a copy under way has rows too")
     format: str
     version: int = Field(description="of the table")
     tag: str | None = None
@@ -28,45 +27,38 @@ class ExportRecord(BaseModel, frozen=True, extra="forbid"):
     split: str
     columns: list[str]
     rows: int
-    started: datetime
+    started: datetime = Field(default_factory=lambda: datetime.now(UTC))
     finished: datetime | None = None
 
     @property
     def id(self) -> str:
-        """16 hex digits: one record a place and plan."""
-        return _id(self.uri, self.export)
+        """16 hex digits: one record a place and export."""
+        return hashlib.sha256(f"{self.uri}\0{self.export}".encode()).hexdigest()[:16]
 
 
-def _id(uri: str, export: str) -> str:
-    return hashlib.sha256(f"{uri}\0{export}".encode()).hexdigest()[:16]
-
-
-def begin(table: Table, uri: str, plan: Plan) -> ExportRecord:
-    """Record an export before its first row is written; one that goes on keeps its record.
+def begin(table: Table, record: ExportRecord) -> ExportRecord:
+    """Record a copy before its first row is written. One that goes on keeps the record it has.
 
     Raises:
         OSError: the table cannot be written to.
     """
-    record = ExportRecord(
-        uri=uri, export=plan.id, state="writing", format=plan.format, version=plan.version, tag=plan.tag, data=plan.data, split=plan.split,
-        columns=plan.columns, rows=plan.num_rows, started=datetime.now(UTC),
-    )  # fmt: skip
     earlier = _read(table, f"{record.id}.json")
-    if earlier is not None:
-        return earlier
-    _write(table, record)
-    return record
+    if earlier is None:
+        _write(table, record)
+    return earlier or record
 
 
 def finish(table: Table, record: ExportRecord) -> None:
-    """Record that it is whole."""
+    """Record that a copy is whole."""
     if record.state != "done":
         _write(table, record.model_copy(update={"state": "done", "finished": datetime.now(UTC)}))
 
 
-def drop(table: Table, uri: str, plan: Plan) -> None:
+def drop(table: Table, uri: str, export: str) -> None:
     """Forget a copy that was removed from its place."""
-    table.files.remove(f"{FOLDER}/{_id(uri, plan.id)}.json")
+    for record in read_all(table):
+        if (record.uri, record.export) == (uri, export):
+            table.files.remove(f"{FOLDER}/{record.id}.json")
 
 
 def read_all(table: Table) -> list[ExportRecord]:
