@@ -107,7 +107,7 @@ class Commit:
             shards = list(staged)
             ingest_id = self._ingest_id(staged)
             seen = staging.last_fragment(self.table)
-            decided = decide_staged(self.table, staged, self.config, self.evaluation)
+            decided = decide_staged(self.table, staged, self.config, self.evaluation, [entry.shard for entry in replaces.values()])
             fault_point("ingest.dedup")
             pieces = [
                 Piece(staged=f"{staged[shard][0].revision}/{shard.id}", positions=positions)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -95,8 +95,13 @@ class Decided:
         return pa.table(columns, schema=REJECTS)
 
 
-def decide_staged(table: Table, staged: Staged, config: IngestConfig, evaluation: EvaluationIndex) -> Decided:
-    """The fate of every staged row, as the table is now. Call it with the right to commit."""
+def decide_staged(
+    table: Table, staged: Staged, config: IngestConfig, evaluation: EvaluationIndex, replaced: Collection[str] = ()
+) -> Decided:
+    """The fate of every staged row, as the table is now. Call it with the right to commit.
+
+    The refusals of these shards, and of what they replace (`replaced`, ids), do not count: a rerun after a kill must not see more or fewer.
+    """
     parts, locations = [CANDIDATES.empty_table()], [pa.array([], pa.string())]
     for shard, (job, _) in staged.items():
         index = staging.read_index(table, job.revision, shard.id)
@@ -110,7 +115,7 @@ def decide_staged(table: Table, staged: Staged, config: IngestConfig, evaluation
         locations += index["location"].chunks
     candidates = pa.concat_tables(parts).combine_chunks()
     images = pa.concat_arrays([*candidates["sha256"].chunks, evaluation.sha256]) if len(evaluation.sha256) else candidates["sha256"]
-    rows = known.of(table, images, [shard.id for shard in staged])
+    rows = known.of(table, images, [*(shard.id for shard in staged), *replaced])
     comparison = None
     notes = list(evaluation.problems)
     if len(evaluation.ids):
