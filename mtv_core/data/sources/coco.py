@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mtv_core.data.sources import parts
-from mtv_core.data.sources.access import FileInfo, Folder, Opened, Options, locate, opened, safe_name
+from mtv_core.data.sources.access import Opened, Options, opened, safe_name
 from mtv_core.data.sources.base import Digest, ShardRef
 from mtv_core.data.sources.config import Columns, SourceConfig
 from mtv_core.data.sources.format import Format, Samples
 from mtv_core.data.sources.jsonstream import items
+from mtv_core.data.sources.listing import FileInfo, Folder, locate
 from mtv_core.data.sources.parts import Member
 from mtv_core.data.sources.records import IMAGE_ENDINGS, LICENSE, URL, Seen, meta_of
 

@@ -7,10 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mtv_core.data.sources.access import FileInfo, Folder, Options, locate_all, shown
+from mtv_core.data.sources.access import Options, shown
 from mtv_core.data.sources.base import ShardRef
 from mtv_core.data.sources.config import SourceConfig
 from mtv_core.data.sources.format import Format
+from mtv_core.data.sources.listing import FileInfo, Folder, locate_all
 
 _MAX_BRACES = 1_000_000
 _ARCHIVES = {".zip": "unzip it", ".7z": "unpack it", ".rar": "unpack it"}

@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
-from mtv_core.data.sources.access import FileInfo, Folder, Opened, Options, opened
+from mtv_core.data.sources.access import Opened, Options, opened
 from mtv_core.data.sources.base import Digest, RawSample, ShardRef
 from mtv_core.data.sources.config import SourceConfig
+from mtv_core.data.sources.listing import FileInfo, Folder
 from mtv_core.report import Reject
 
 Samples = Iterator[RawSample | Reject]

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mtv_core.data.sources import metadata, parts
-from mtv_core.data.sources.access import FileInfo, Folder, Options, locate, safe_name
+from mtv_core.data.sources.access import Options, safe_name
 from mtv_core.data.sources.base import Digest, RawCaption, ShardRef
 from mtv_core.data.sources.config import SourceConfig
 from mtv_core.data.sources.format import Format, Samples
+from mtv_core.data.sources.listing import FileInfo, Folder, locate
 from mtv_core.data.sources.members import Members, UnsafePathError, Wanted
 from mtv_core.data.sources.metadata import Row
 from mtv_core.data.sources.parts import Member

@@ -14,9 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mtv_core.data.sources.access import FileInfo, Folder, Opened, Options, check_regular, opened
+from mtv_core.data.sources.access import Opened, Options, check_regular, opened
 from mtv_core.data.sources.base import Digest, ShardRef
 from mtv_core.data.sources.format import Format, Samples, damaged
+from mtv_core.data.sources.listing import FileInfo, Folder
 from mtv_core.data.sources.members import Members
 from mtv_core.data.sources.records import IMAGE_ENDINGS
 from mtv_core.data.sources.tables import Layout, MissingColumnsError, Rows, layout

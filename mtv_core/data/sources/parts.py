@@ -8,10 +8,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mtv_core.data.sources.access import FileInfo, Options, opened
+from mtv_core.data.sources.access import Options, opened
 from mtv_core.data.sources.base import RawCaption, RawSample, ShardRef
 from mtv_core.data.sources.config import SourceConfig
 from mtv_core.data.sources.format import Samples, blocks
+from mtv_core.data.sources.listing import FileInfo
 from mtv_core.data.sources.members import Members, UnsafePathError, Wanted
 from mtv_core.data.sources.records import printable
 
