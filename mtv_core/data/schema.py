@@ -11,7 +11,8 @@ CAPTION = pa.struct([pa.field("text", pa.string()), pa.field("kind", pa.string()
 SAMPLES = pa.schema(
     [
         pa.field("uid", pa.string(), nullable=False),
-        pa.field("image", pa.binary(), nullable=False),  # JPEG, RGB, EXIF-oriented
+        # JPEG, RGB, EXIF-oriented. It does not compress, and trying to costs more than writing it.
+        pa.field("image", pa.binary(), nullable=False, metadata={"lance-encoding:compression": "none"}),
         pa.field("width", pa.int32(), nullable=False),  # of the stored image, px
         pa.field("height", pa.int32(), nullable=False),
         pa.field("caption", pa.string(), nullable=False),  # the first of captions, cleaned
