@@ -34,7 +34,7 @@ class FileLocks:
         # Between opening and locking, the holder before may have removed the file: a lock on it would be worth nothing.
         if _flock(file, fcntl.LOCK_EX) and _is(file, path):
             held = HeldFile(file, path, owner)
-            held.say(asking=False)
+            held.write()
             return held
         file.close()
         return None
@@ -66,9 +66,13 @@ class HeldFile:
         if self._file.closed or not _is(self._file, self._path):
             raise LockLostError(f"the lock {self._path}, held by {self.owner}, was removed; run again")
 
-    def say(self, *, asking: bool) -> None:
-        """See `Held.say`."""
-        self.owner = self.owner.model_copy(update={"asking": asking})
+    def say_done(self) -> None:
+        """See `Held.say_done`."""
+        self.owner = self.owner.model_copy(update={"done": True})
+        self.write()
+
+    def write(self) -> None:
+        """Say who holds it."""
         os.ftruncate(self._file.fileno(), 0)
         os.pwrite(self._file.fileno(), self.owner.model_dump_json().encode(), 0)
 

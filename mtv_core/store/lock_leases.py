@@ -157,9 +157,11 @@ class HeldLease:
                 f"({self._lost or 'the process was stopped, or too slow'}), so that another process may have it by now; run again"
             )
 
-    def say(self, *, asking: bool) -> None:
-        """See `Held.say`."""
-        self._renew(asking=asking)
+    def say_done(self) -> None:
+        """See `Held.say_done`."""
+        with self._writing:
+            self.owner = self.owner.model_copy(update={"done": True})
+        self._renew()
 
     def close(self) -> None:
         """See `Held.close`."""
@@ -184,13 +186,11 @@ class HeldLease:
             if self._lost is not None:
                 return
 
-    def _renew(self, asking: bool | None = None) -> None:
+    def _renew(self) -> None:
         with self._writing:
             sent = _now()
             if self._ended.is_set() or self._lost is not None:
                 return
-            if asking is not None:
-                self.owner = self.owner.model_copy(update={"asking": asking})
             problem = "it was stopped or too slow"
             try:
                 if sent <= self._until:

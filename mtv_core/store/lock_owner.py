@@ -28,7 +28,7 @@ class Owner(BaseModel, frozen=True, extra="ignore"):
     started: int = Field(description="ticks from boot to the start of the process; tells it from a later one of the same pid")
     since: str = Field(description="UTC time")
     seconds: float = Field(description="how long it is valid without being renewed; for leases")
-    asking: bool = Field(False, description="the holder waits for an answer, writes nothing and needs nothing it staged")
+    done: bool = Field(False, description="the holder writes nothing any more, and needs nothing that it staged")
     released: bool = False
 
     def __str__(self) -> str:
@@ -80,8 +80,8 @@ class Held(Protocol):
         """Raises LockLostError if it may be somebody else's by now, or soon."""
         ...
 
-    def say(self, *, asking: bool) -> None:
-        """Tell the others whether the holder waits."""
+    def say_done(self) -> None:
+        """Tell the others that the holder writes nothing any more."""
         ...
 
     def close(self) -> None:

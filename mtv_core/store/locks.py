@@ -48,6 +48,7 @@ class Lease:
 
     def __init__(self, table: Table, locks: LockFolder, held: Held) -> None:
         self.table, self.locks, self.held = table, locks, held
+        self.done = False
 
     def check(self) -> None:
         """Call it right before a commit.
@@ -55,6 +56,7 @@ class Lease:
         Raises:
             LockLostError: the right was lost, or there is too little time left to commit in.
         """
+        assert not self.done, "a writer that asked whether it is alone"
         self.held.check()
 
 
@@ -125,33 +127,33 @@ def maintenance(table: Table, what: str) -> Iterator[Lease]:
 
 @contextlib.contextmanager
 def alone(lease: Lease) -> Iterator[bool]:
-    """Whether the holder of a right to write is the only one. It stays so within the block: writers that begin wait for its end.
+    """Whether nobody else writes, asked by a writer that is done. It stays so within the block: writers that begin wait for its end.
 
-    Others who ask at the same time do not count, for they write nothing. So ask when nothing that was staged is needed any more; then the
-    last of several to be done is told yes.
+    Who asked counts as a writer no more, so of several that end at the same time the last one, at least, is told yes. It may be told more
+    than one, one after the other. Nothing can be committed with the lease from here on.
     """
+    lease.done = True
     asked = _ask(lease)
     try:
-        yield asked is not None and _no_writer_but(lease)
+        yield asked is not None and _others_are_done(lease)
     finally:
-        lease.held.say(asking=False)  # before the next one may ask
         if asked is not None:
             asked.close()
 
 
 def _ask(lease: Lease) -> Held | None:
     try:
-        lease.check()
-        lease.held.say(asking=True)
+        lease.held.check()
+        lease.held.say_done()
         return _take(lease.table, lease.locks, _ALONE, _owner("clean-up"), CLEAR_SECONDS)
     except (LockLostError, TimeoutError) as error:
         _log.warning("what is staged is left to the next run: %s", error)
         return None
 
 
-def _no_writer_but(lease: Lease) -> bool:
+def _others_are_done(lease: Lease) -> bool:
     writers = [owner for name, owner in lease.locks.holders().items() if name.startswith(_WRITER)]
-    return all(owner.asking or owner.token == lease.held.owner.token for owner in writers)
+    return all(owner.done or owner.token == lease.held.owner.token for owner in writers)
 
 
 _maintaining: set[str] = set()  # tokens of what this process holds, within which it may commit itself

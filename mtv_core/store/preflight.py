@@ -48,7 +48,7 @@ def check_store(uri: str, storage_options: Mapping[str, str] | None = None) -> N
     except PermissionError as error:
         raise PermissionError(
             errno.EACCES,
-            f"{files.uri} refuses us ({error.strerror or error}): set credentials that may read, write, list and delete there "
+            f"{files.uri} refuses us ({_code(error)}): set credentials that may read, write, list and delete there "
             "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or fsspec's configuration)",
         ) from error
     except FileNotFoundError as error:
@@ -60,6 +60,12 @@ def check_store(uri: str, storage_options: Mapping[str, str] | None = None) -> N
             ) from error
         raise StoreError(f"cannot use {files.uri}: {type(error).__name__}: {error}") from error
     _passed.add(key)
+
+
+def _code(error: OSError) -> str:
+    """What the store calls it: SignatureDoesNotMatch, AccessDenied, …"""
+    response = getattr(error.__cause__, "response", None) or {}
+    return str(response.get("Error", {}).get("Code") or error.strerror or error)
 
 
 def _prove(files: Files, probe: str) -> None:

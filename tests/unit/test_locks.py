@@ -12,10 +12,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mtv_core.store import lock_leases, locks
+from mtv_core.store import lock_files, lock_leases
+from mtv_core.store.lock_files import FileLocks
 from mtv_core.store.lock_leases import HeldLease, LeaseLocks
 from mtv_core.store.lock_owner import Owner, myself
 from mtv_core.store.locks import LockLostError, alone, committing, maintenance, writing
@@ -29,8 +31,14 @@ from mtv_core.store.table import Table
 table, what, log = Table.create_or_open(sys.argv[1]), sys.argv[2], sys.argv[3]
 print("ready", flush=True)
 if what == "hold-commit":
-    with locks.committing(table):
-        print("held", flush=True); time.sleep(600)
+    with locks.committing(table) as lease:
+        print("held", flush=True)
+        sys.stdin.readline()
+        try:
+            lease.check(); print("may commit", flush=True)
+        except locks.LockLostError:
+            print("lost", flush=True)
+        time.sleep(600)
 if what == "hold-writing":
     with locks.writing(table, "test"):
         print("held", flush=True); time.sleep(600)
@@ -58,10 +66,12 @@ def child(table: Table, what: str, log: Path | None = None, **environment: str) 
     process = subprocess.Popen(
         [sys.executable, "-c", CHILD, table.uri, what, str(log)],
         env=os.environ | environment | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
     assert process.stdout is not None
+    assert process.stdin is not None
     try:
         assert process.stdout.readline() == "ready\n"
         if what.startswith("hold"):
@@ -70,6 +80,7 @@ def child(table: Table, what: str, log: Path | None = None, **environment: str) 
     finally:
         process.kill()
         process.wait()
+        process.stdin.close()
         process.stdout.close()
 
 
@@ -183,24 +194,22 @@ def test_two_never_commit_at_once_whoever_is_killed(table: Table, tmp_path: Path
 
 class TestAlone:
     def test_only_when_nobody_else_writes(self, table: Table) -> None:
-        with writing(table, "one") as one:
+        with writing(table, "one") as one, alone(one) as answer:
+            assert answer
+        with writing(table, "one") as one, writing(table, "other") as other:
             with alone(one) as answer:
-                assert answer
-            with writing(table, "other") as other:
-                with alone(one) as answer:
-                    assert not answer
-                with alone(other) as answer:
-                    assert not answer
-            with alone(one) as answer:
+                assert not answer
+            other.check()
+            with alone(other) as answer:  # the one is done, though it is still there
                 assert answer
 
     def test_a_killed_writer_does_not_count(self, table: Table) -> None:
-        with writing(table, "one") as one, child(table, "hold-writing") as process:
-            with alone(one) as answer:
+        with child(table, "hold-writing") as process:
+            with writing(table, "one") as one, alone(one) as answer:
                 assert not answer
             process.kill()
             process.wait()
-            with alone(one) as answer:
+            with writing(table, "one") as one, alone(one) as answer:
                 assert answer
 
     def test_a_writer_that_begins_waits(self, table: Table) -> None:
@@ -234,6 +243,7 @@ class TestAlone:
                     answers.append(answer)
                     time.sleep(0.05)
                     inside -= answer
+                barrier.wait()  # nobody has left while another one asks
 
         threads = [threading.Thread(target=write) for _ in range(3)]
         for thread in threads:
@@ -244,14 +254,29 @@ class TestAlone:
         assert len(answers) == 3
 
     def test_an_error_within_is_passed_on(self, table: Table) -> None:
-        with writing(table, "one") as one:
-            with pytest.raises(TimeoutError, match="mine"), alone(one):
-                raise TimeoutError("mine")
-            with alone(one) as answer:
-                assert answer
+        with writing(table, "one") as one, pytest.raises(TimeoutError, match="mine"), alone(one):
+            raise TimeoutError("mine")
+        with writing(table, "one") as one, alone(one) as answer:
+            assert answer
 
 
 class TestFiles:
+    def test_a_lock_on_a_file_that_its_holder_removes_just_now_is_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Opened before and locked after: whoever comes next would make a new file, and lock that."""
+        real, path = lock_files._flock, tmp_path / "commit.lock"
+
+        def late(*arguments: Any) -> bool:
+            path.unlink()
+            return real(*arguments)
+
+        monkeypatch.setattr(lock_files, "_flock", late)
+        assert FileLocks(tmp_path).take("commit", myself("test", 60.0)) is None
+        monkeypatch.undo()
+        held = FileLocks(tmp_path).take("commit", myself("test", 60.0))
+        assert held is not None
+        held.check()
+        held.close()
+
     def test_a_lock_under_a_removed_folder_is_lost(self, tmp_path: Path) -> None:
         import shutil
 
@@ -301,23 +326,30 @@ class TestLeases:
         dead = myself("test", 2.0).model_copy(update={"machine": "another", "pid": 1})
         table.files.write(name, dead.model_dump_json().encode())
         written = time.monotonic()
-        while (held := self.take(table)) is None:
+        while (held := self.take(table)) is None and time.monotonic() - written < 20:
             time.sleep(0.05)
+        assert held is not None
         assert 1.0 < time.monotonic() - written < 8.0
         held.close()
         assert table.files.names("_locks") == ["commit.00000002.json"]
 
-    def test_a_slow_holder_may_not_commit(self, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Stopped for longer than its lease, it finds that out before it commits, while another one has the lock by then."""
-        monkeypatch.setattr(lock_leases, "_GRACE", 0.5)
-        monkeypatch.setenv(locks.SECONDS_VARIABLE, "2")
-        with child(table, "hold-commit", MTV_LOCK_SECONDS="2") as process:
-            process.send_signal(signal.SIGSTOP)
-            with committing(table, 30) as mine:  # its process lives: only time can tell
-                process.send_signal(signal.SIGCONT)
-                time.sleep(3)  # it is awake, and its thread would renew
-                mine.check()
-                assert self.take(table) is None
+    @pytest.mark.parametrize("slow", [True, False])
+    def test_a_slow_holder_may_not_commit(self, table: Table, monkeypatch: pytest.MonkeyPatch, slow: bool) -> None:
+        """Stopped for longer than its lease, it finds that out before it commits, for another one has the lock by then."""
+        monkeypatch.setattr(lock_leases, "_GRACE", 1.0)
+        with child(table, "hold-commit", MTV_LOCK_SECONDS="4") as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            if slow:
+                process.send_signal(signal.SIGSTOP)
+                with committing(table, 30) as mine:  # its process lives: only time can tell
+                    process.send_signal(signal.SIGCONT)
+                    time.sleep(2)  # it is awake, and its thread would renew
+                    mine.check()
+                    assert self.take(table) is None
+            process.stdin.write("now\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == ("lost\n" if slow else "may commit\n")
 
     def test_lost_is_lost(self, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
         now = lock_leases._now()
