@@ -19,6 +19,17 @@ _SIZES = (
     (100_000_000, "10M<n<100M"), (1_000_000_000, "100M<n<1B"), (10_000_000_000, "1B<n<10B"),
 )  # fmt: skip
 _LICENSES = 20  # named in the card
+_HUB = {
+    "cc0-1.0",
+    "cc-by-2.0",
+    "cc-by-4.0",
+    "cc-by-sa-4.0",
+    "cc-by-nc-4.0",
+    "cc-by-nd-4.0",
+    "odc-by",
+    "mit",
+    "apache-2.0",
+}  # as the Hub calls them
 _DEPTH = '''\
 ## Depth
 
@@ -87,12 +98,20 @@ def _front_matter(name: str, plan: Plan, writer: Writer, licenses: Tally) -> dic
     files = [{"split": split, "path": glob} for split, glob in writer.globs(plan).items()]
     return {
         "pretty_name": name,
-        "license": "other" if licenses.total else "unknown",
+        "license": _license(plan, licenses),
         "size_categories": [next((label for limit, label in _SIZES if plan.num_rows < limit), "n>10B")],
         "task_categories": ["image-to-text", "text-to-image", "zero-shot-image-classification", "feature-extraction"],
         "tags": ["image-text", "mtv"],
         "configs": [{"config_name": "default", "data_files": files}],
     }
+
+
+def _license(plan: Plan, licenses: Tally) -> str:
+    """The one licence of all rows, if the Hub has a name for it."""
+    (only, _), *others = licenses.top(2) or [("", 0.0)]
+    if not others and licenses.exact and licenses.total == plan.num_rows and only.lower() in _HUB:
+        return only.lower()
+    return "other" if licenses.total else "unknown"
 
 
 def _facts(plan: Plan) -> str:
