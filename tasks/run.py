@@ -16,6 +16,7 @@ from mtv_core.config import PipelineConfig, Resolved, digest, table_uri
 from mtv_core.executor import Progress
 from mtv_core.report import StageRef, plain
 from mtv_core.runs import RunRecord, RunStatus, StageRecord
+from tasks import credentials
 
 ROOT = Path(__file__).parent.parent
 
@@ -95,6 +96,7 @@ def open_run(resolved: Resolved, flow: str) -> Iterator[Run]:
     runs.write_config(fresh.folder, document)
     run = Run(fresh, resolved.config, resolved.origin)
     try:
+        credentials.load()
         yield run
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt) or type(error).__name__ in ("TerminationSignal", "CancelledRun", "SystemExit")
