@@ -13,8 +13,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from mtv_core import ingest_report
+from mtv_core.data.fingerprint import Fingerprint
 from mtv_core.data.samples import STAGE
-from mtv_core.data.sources import ShardRef, SourceConfig, content_hash, expand
+from mtv_core.data.sources import ShardRef, SourceConfig, expand, read
 from mtv_core.data.stats import IngestStats
 from mtv_core.executor import Executor, Outcome, Progress, Rate, silent
 from mtv_core.ingest_commit import Commit, Committed
@@ -79,7 +80,9 @@ def run(
         known = table.ledger.latest()
         pending = [shard for shard in found if shard.uri not in known or not known[shard.uri].is_of(shard.identity)]
         if config.verify == "content":
-            pending += _changed_unseen([shard for shard in found if shard not in pending], known, table, executor, progress)
+            pending += _changed_unseen(
+                [shard for shard in found if shard not in pending], known, table, config.max_bytes, executor, progress
+            )
         replaces = {shard.id: known[shard.uri] for shard in pending if shard.uri in known}
         killed = staging.left_behind(table)
         work = _Work(table, config, executor, progress, sorted(pending, key=lambda shard: shard.uri), replaces=replaces)
@@ -174,13 +177,13 @@ def _result(table: Table, committed: Committed, more: StageReport) -> IngestResu
 
 
 def _changed_unseen(
-    shards: Sequence[ShardRef], known: Mapping[str, LedgerEntry], table: Table, executor: Executor, progress: Progress
+    shards: Sequence[ShardRef], known: Mapping[str, LedgerEntry], table: Table, max_bytes: int, executor: Executor, progress: Progress
 ) -> list[ShardRef]:
     """Shards whose bytes are not those that were read, although size and time are. Each is read once more for it.
 
-    Those that were read without taking their hash cannot be compared.
+    Those that an earlier version of MTV read are not compared: it took no hash.
     """
-    jobs = [_Hash(shard, table.storage_options) for shard in shards if known[shard.uri].content]
+    jobs = [HashJob(shard, max_bytes, table.storage_options) for shard in shards if known[shard.uri].content]
     changed = []
     for done, outcome in enumerate(executor.map(hash_shard, jobs), 1):
         if outcome.result is None:
@@ -193,14 +196,20 @@ def _changed_unseen(
 
 
 @dataclass(frozen=True)
-class _Hash:
+class HashJob:
+    """One shard to compare with what it was."""
+
     shard: ShardRef
+    max_bytes: int
     storage_options: dict[str, str]
 
 
-def hash_shard(job: _Hash) -> str | None:
-    """The content of a shard. For workers."""
-    return content_hash(job.shard, job.storage_options)
+def hash_shard(job: HashJob) -> str:
+    """The fingerprint of a shard as it is now. For workers."""
+    content = Fingerprint()
+    for found in read(job.shard, job.max_bytes, job.storage_options):
+        content.add(found)
+    return content.value
 
 
 def _bring(work: _Work) -> Committed:

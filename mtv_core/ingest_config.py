@@ -26,6 +26,10 @@ class IngestConfig(BaseModel, frozen=True, extra="forbid"):
         768, ge=16, le=16384, description="px; a larger image is scaled down to this long side, a smaller one stays as received"
     )
     quality: int = Field(92, ge=1, le=100, description="of JPEGs encoded anew; JPEGs that fit pass through untouched")
+    subsampling: Literal["4:2:0", "4:2:2", "4:4:4"] = Field(
+        "4:2:0",
+        description="of the colours of JPEGs encoded anew; 4:4:4 keeps those of small things, for 20 % more bytes and 13 % more time",
+    )
     max_pixels: int = Field(
         64_000_000, ge=1, le=89_000_000, description="larger images are refused before they are decoded, since a small file may hold a bomb"
     )
@@ -47,7 +51,7 @@ class IngestConfig(BaseModel, frozen=True, extra="forbid"):
     held_out: float = Field(0.01, ge=0, le=1, description="share of images, by their hash, that no training sees")
     verify: Literal["stat", "content"] = Field(
         "stat",
-        description="how a changed shard is noticed: by size and time or etag; or by reading every shard again and comparing its sha256",
+        description="how a changed shard is noticed: by size and time or etag; or by reading every shard again and comparing what its samples hash to",
     )
     failures: FailureBudget = Field(FailureBudget(), description="how much may fail before the stage stops")
     rows_per_fragment: int = Field(
@@ -62,5 +66,10 @@ class IngestConfig(BaseModel, frozen=True, extra="forbid"):
     def limits(self) -> ImageLimits:
         """What images are held to."""
         return ImageLimits(
-            max_side=self.max_side, quality=self.quality, max_pixels=self.max_pixels, min_side=self.min_side, max_aspect=self.max_aspect
+            max_side=self.max_side,
+            quality=self.quality,
+            subsampling=self.subsampling,
+            max_pixels=self.max_pixels,
+            min_side=self.min_side,
+            max_aspect=self.max_aspect,
         )

@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from mtv_core.data.fingerprint import Fingerprint
 from mtv_core.data.samples import STAGE, Kept, Rules, location, make
-from mtv_core.data.sources import Digest, RawSample, ShardRef, content_hash, read
+from mtv_core.data.sources import RawSample, ShardRef, read
 from mtv_core.data.stats import StatsBuilder
 from mtv_core.faults import fault_point
 from mtv_core.ingest_config import IngestConfig
@@ -58,7 +59,7 @@ class _Stager:
         config = job.config
         self.rules = Rules(config.limits(), config.held_out, config.captions, config.filters, Denylist.load(table))
         self.stats = StatsBuilder()
-        self.rows_in, self.state, self.digest = 0, "done", Digest()
+        self.rows_in, self.state, self.content = 0, "done", Fingerprint()
         self.tried: set[str] = set()
 
     def run(self) -> StagedShard:
@@ -85,7 +86,7 @@ class _Stager:
             bytes_written=writer.bytes_written,
             seconds=time.monotonic() - started,
             state=self.state,
-            content=self._content() if self.state == "done" else None,
+            content=self.content.value if self.job.keys is None else None,
             stats=self.stats.build(),
             tried=None if self.job.keys is None else sorted(self.tried),
         )
@@ -101,17 +102,8 @@ class _Stager:
         elif damaged:
             self.state = "damaged"
 
-    def _content(self) -> str | None:
-        """The hash of the shard's bytes; where its reader could not take it on the way, only if every ingest compares content."""
-        if self.digest.value is not None or self.job.config.verify != "content":
-            return self.digest.value
-        try:
-            return content_hash(self.shard, self.job.storage_options)
-        except OSError as error:
-            raise SourceError(f"cannot read {self.shard.uri}: {error.strerror or error}") from error
-
     def _found(self) -> Iterator[Kept | Reject]:
-        received = read(self.shard, self.job.config.max_bytes, self.job.storage_options, self.digest)
+        received = read(self.shard, self.job.config.max_bytes, self.job.storage_options)
         while True:
             clock = time.perf_counter()
             try:
@@ -128,11 +120,13 @@ class _Stager:
             if isinstance(raw, Reject):
                 if raw.key:
                     self.stats.received(0)
+                self.content.add(raw)
                 yield raw
                 continue
             clock = time.perf_counter()
             self.stats.received(len(raw.image or b"") + sum(len(caption.text) for caption in raw.captions))
             made = self._made(raw)
+            self.content.add(raw, made.row["sha256"] if isinstance(made, Kept) else None)
             self.stats.spent("decode", time.perf_counter() - clock)
             yield made
 

@@ -58,7 +58,7 @@ SHARDS = pa.schema(
         pa.field("rows_rejected", pa.int64(), nullable=False),
         pa.field("state", pa.string(), nullable=False),  # done | damaged
         pa.field("ingest_id", pa.string(), nullable=False),
-        pa.field("content", pa.string()),  # sha256 of the bytes that were read
+        pa.field("content", pa.string()),  # fingerprint of the samples that were read
         pa.field("replaces", pa.string()),  # id of the shard that was behind the same URI before
     ]
 )

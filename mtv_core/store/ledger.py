@@ -26,7 +26,7 @@ class LedgerEntry(BaseModel, frozen=True, extra="forbid"):
     rows_rejected: int
     state: str = Field(description="done, or damaged: what could be read is in")
     ingest_id: str
-    content: str | None = Field(None, description="sha256 of the bytes that were read; null if the shard was not read to its end")
+    content: str | None = Field(None, description="fingerprint of the samples that were read (`data.fingerprint`); null in older ledgers")
     replaces: str | None = Field(None, description="id of the shard that was behind the same URI before")
 
     def is_of(self, identity: str) -> bool:

@@ -124,7 +124,9 @@ class ShardWriter:
         return self
 
     def _opened(self, stack: contextlib.ExitStack, name: str, schema: pa.Schema) -> pa.ipc.RecordBatchStreamWriter:
-        file = stack.enter_context(self._files.create(f"{self._folder}/{name}.arrow"))
+        file: Any = stack.enter_context(self._files.create(f"{self._folder}/{name}.arrow"))
+        if self._files.local:  # Arrow's own file takes the pictures without one more copy
+            file = stack.enter_context(pa.OSFile(file.name, "wb"))
         return stack.enter_context(pa.ipc.new_stream(file, schema))
 
     def __exit__(self, *exception: Any) -> None:
@@ -167,7 +169,8 @@ class ShardWriter:
     def _flush(self) -> None:
         if self._waiting:
             with self._explained():
-                self._rows.write_batch(pa.RecordBatch.from_pylist(self._waiting, schema=ROWS))
+                columns = [pa.array([row[field.name] for row in self._waiting], field.type) for field in ROWS]
+                self._rows.write_batch(pa.RecordBatch.from_arrays(columns, schema=ROWS))
             self._waiting, self._waiting_bytes = [], 0
 
     def _flush_rejects(self) -> None:
@@ -213,17 +216,22 @@ def read_images(table: Table, revision: str, shard: str, positions: Collection[i
     return dict(zip(sorted(positions), images, strict=True))
 
 
+def _arrow(table: Table, name: str) -> Any:
+    """A staged file, open for reading; on this machine by Arrow itself, since a Python file costs one more copy of every picture."""
+    return pa.OSFile(table.files.path(name), "rb") if table.files.local else table.files.open(name)
+
+
 def _rows(table: Table, pieces: Iterable[Piece], ingest_id: str) -> Iterator[pa.RecordBatch]:
     """The chosen rows of staged shards, complete, one batch in memory at a time."""
     for piece in pieces:
         wanted = np.asarray(piece.positions, np.int64)
-        with table.files.open(f"{FOLDER}/{piece.staged}/rows.arrow") as file, pa.ipc.open_stream(file) as reader:
+        with _arrow(table, f"{FOLDER}/{piece.staged}/rows.arrow") as file, pa.ipc.open_stream(file) as reader:
             start = 0
             for batch in reader:
                 inside = wanted[(wanted >= start) & (wanted < start + batch.num_rows)] - start
                 start += batch.num_rows
                 if len(inside):
-                    chosen = batch.take(pa.array(inside))
+                    chosen = batch if len(inside) == batch.num_rows else batch.take(pa.array(inside))  # a take copies every picture
                     ids = pa.array([ingest_id] * len(inside), pa.string())
                     yield pa.RecordBatch.from_arrays([*chosen.columns, ids], schema=SAMPLES)
 
