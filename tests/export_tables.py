@@ -29,7 +29,7 @@ def depth_of(index: int) -> np.ndarray | None:
 
 def boxes_of(index: int) -> list[list[float]] | None:
     """Boxes of a row; every seventh has no label, others none found."""
-    return None if index % 7 == 6 else [[0.0, 0.25, 0.5, (k + 1) / 8] for k in range(index % 3)]
+    return None if index % 7 == 6 else [[0.0, 0.0625, 0.5, (k + 1) / 8] for k in range(index % 3)]
 
 
 def sample(index: int) -> dict[str, object]:

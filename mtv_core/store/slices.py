@@ -180,8 +180,8 @@ def _below(keys: NDArray[np.uint64], bound: int) -> NDArray[np.bool_]:
 
 def _bad(where: str, reason: str, schema: pa.Schema) -> ValueError:
     return ValueError(
-        f"the condition {where!r} cannot be used: {reason}{'' if reason.endswith('?') else '.'} It is SQL over the columns {', '.join(schema.names)}, "
-        "for example: width >= 256 and source = 'cc12m'"
+        f"the condition {where!r} cannot be used: {reason}{'' if reason.endswith('?') else '.'} "
+        f"It is SQL over the columns {', '.join(schema.names)}, for example: width >= 256 and source = 'cc12m'"
     )
 
 

@@ -454,6 +454,33 @@ class TestRefusals:
         assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+def test_commands(made: tuple[Table, str], tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from flows.cli import app
+
+    def mtv(*arguments: str) -> str:
+        result = CliRunner().invoke(app, ["data", *arguments, "--table", made[0].uri, "--tag", made[1]], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    part = ["--where", "license = 'cc-by-4.0'", "--fraction", "0.5"]
+    view = Table.at(made[0].uri, tag=made[1])
+    left = {split: view.select(SliceConfig(where=part[1], fraction=0.5), split).counts for split in ("train", "held_out")}
+    counted = mtv("count", *part)
+    for split, counts in left.items():
+        assert re.search(rf"{split} +{counts['split']} rows, {counts['where']} after where, {counts['fraction']} after fraction", counted)
+    assert "44 depth-1" in counted
+    shown = mtv("show", "--limit", "3", "--picture", str(tmp_path / "rows.jpg"))
+    smallest = sorted(truth())[:3]
+    assert all(uid in shown and str(truth()[uid]["caption"]) in shown for uid in smallest)
+    assert Image.open(tmp_path / "rows.jpg").size[1] > 100
+    said = mtv("export", "--format", "parquet", "--out", str(tmp_path / "out"), *part, "--columns", "caption, license", "--split", "train")
+    assert f"{left['train']['fraction']} rows ({left['train']['fraction']} train)" in said
+    (path,) = (tmp_path / "out" / "data").iterdir()
+    assert pq.read_table(path).column_names == ["uid", "caption", "license"]
+
+
 CHILD = """
 import sys
 from mtv_core.dataset_export.config import DatasetExportConfig
