@@ -272,16 +272,46 @@ class TestCredentials:
         fsspec.get_filesystem_class("s3").clear_instance_cache()
 
     def test_nothing_that_is_written_holds_them(self, on_s3: Place, credentials: list[bytes]) -> None:
+        """Table, reports, rejects, run folder and everything else of `MTV_HOME`, and what is said meanwhile."""
         on_s3.fill()
-        done = child(on_s3, "dask", RUST_LOG="info")
+        home = on_s3.scratch / "home"
+        done = self.command(home, "ingest", "--sources", on_s3.source, "--table", on_s3.table, "--set", "compute.workers=2")
         assert done.returncode == 0, done.stderr
         assert done.stdout
         assert not found(credentials, done.stdout, done.stderr)
+        assert len(list(home.rglob("run.json"))) == 1
+        for path in home.rglob("*"):
+            assert path.is_dir() or not found(credentials, path.read_bytes()), path
         files, path = fsspec.core.url_to_fs(on_s3.uri)
         names = files.find(path)
         assert len(names) > 20
         for name in names:
             assert not found(credentials, name, files.cat_file(name)), name
+
+    def test_given_where_they_do_not_belong_they_go_no_further(self, on_s3: Place, credentials: list[bytes]) -> None:
+        secret, home = credentials[0].decode(), on_s3.scratch / "home"
+        for arguments in (
+            ["--sources", on_s3.source, "--table", f"s3://AKIA:{secret}@bucket/table"],
+            ["--sources", f"https://host/0.tar?X-Amz-Signature={secret}", "--table", on_s3.table],
+            ["--sources", on_s3.source, "--table", on_s3.table, "--set", f"table.storage_options.aws_secret_access_key={secret}"],
+        ):
+            done = self.command(home, "ingest", *arguments)
+            assert done.returncode != 0
+            assert "credential" in " ".join(done.stderr.split())
+            assert not found(credentials, done.stdout, done.stderr)
+        assert not any(found(credentials, path.read_bytes()) for path in home.rglob("*") if path.is_file())
+
+    @staticmethod
+    def command(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`mtv` in a process of its own."""
+        return subprocess.run(
+            [sys.executable, "-m", "flows.cli", *arguments],
+            env=os.environ | {"MTV_HOME": str(home), "PYTHONPATH": str(ROOT), "COLUMNS": "300"},
+            capture_output=True,
+            text=True,
+            timeout=250,
+            check=False,
+        )
 
     def test_neither_messages_nor_logs_do(self, on_s3: Place, credentials: list[bytes]) -> None:
         """Whatever goes wrong: no bucket, no source, no server, no store at all."""
