@@ -474,7 +474,8 @@ def test_commands(made: tuple[Table, str], tmp_path: Path) -> None:
     shown = mtv("show", "--limit", "3", "--picture", str(tmp_path / "rows.jpg"))
     smallest = sorted(truth())[:3]
     assert all(uid in shown and str(truth()[uid]["caption"]) in shown for uid in smallest)
-    assert Image.open(tmp_path / "rows.jpg").size[1] > 100
+    with Image.open(tmp_path / "rows.jpg") as picture:
+        assert picture.size[1] > 100
     said = mtv("export", "--format", "parquet", "--out", str(tmp_path / "out"), *part, "--columns", "caption, license", "--split", "train")
     assert f"{left['train']['fraction']} rows ({left['train']['fraction']} train)" in said
     (path,) = (tmp_path / "out" / "data").iterdir()
