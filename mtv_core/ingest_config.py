@@ -51,7 +51,7 @@ class IngestConfig(BaseModel, frozen=True, extra="forbid"):
     held_out: float = Field(0.01, ge=0, le=1, description="share of images, by their hash, that no training sees")
     verify: Literal["stat", "content"] = Field(
         "stat",
-        description="how a changed shard is noticed: by size and time or etag; or by reading every shard again and comparing what its samples hash to",
+        description="how a changed shard is noticed: by size and time or etag; or by reading every shard again and comparing its samples",
     )
     failures: FailureBudget = Field(FailureBudget(), description="how much may fail before the stage stops")
     rows_per_fragment: int = Field(
