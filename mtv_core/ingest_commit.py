@@ -155,6 +155,7 @@ class Commit:
         replaces: Mapping[str, LedgerEntry],
     ) -> None:
         log = self.table.rejects
+        lease.check()
         log.remove([shard.uri for shard in shards], STAGE)
         log.forget_shards([replaces[shard.id].shard for shard in shards if shard.id in replaces], STAGE)
         log.append_table(rejects)
@@ -173,6 +174,7 @@ class Commit:
         if fragments:
             staging.publish_samples(self.table, fragments, seen, lease)
         fault_point("ingest.retry_samples_committed")
+        lease.check()
         self.table.rejects.replace({shard.id: done.tried or [] for shard, (_, done) in staged.items()}, STAGE, rejects)
 
     def _account(self, staged: Staged, decided: Decided, rejects: pa.Table) -> tuple[StageReport, IngestStats]:
