@@ -66,7 +66,7 @@ def make(raw: RawSample, shard: ShardRef, rules: Rules) -> Kept | Reject:
     try:
         image, captions = _present(raw, rules, shard.format)
         uid, sha256 = sample_hashes(image, captions.raw)
-        meta, document = _meta(raw.meta)
+        meta, document = _meta(raw)
         url = raw.url or _first(document, _URL_KEYS)
         if rules.denied is not None and rules.denied.denies(sha256, url, uid):
             uid = None  # it is a hash of what was taken down: the refusal does without
@@ -142,13 +142,13 @@ def _pass(filters: Sequence[Filter], received: Received) -> None:
             raise _RefusedError(one.reason, message)
 
 
-def _meta(received: bytes | None) -> tuple[str | None, dict[str, Any]]:
+def _meta(raw: RawSample) -> tuple[str | None, dict[str, Any]]:
     """The JSON as received, and what it says if it is an object. A broken one costs the meta, not the sample."""
-    if received is None:
+    if raw.meta is None:
         return None, {}
     try:
-        text = received.decode()
-        document = json.loads(text)
+        text = raw.meta.decode()
+        document = raw.document or json.loads(text)
     except (ValueError, RecursionError):
         return None, {}
     return text, document if isinstance(document, dict) else {}
