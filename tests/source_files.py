@@ -12,6 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tars import Member, picture, tar
 
+from mtv_core.data.fingerprint import Fingerprint
+from mtv_core.data.sources import ShardRef, read
+
 
 @dataclass(frozen=True)
 class Content:
@@ -37,6 +40,14 @@ def contents(number: int, first: int = 0) -> list[Content]:
         )
         for n in range(first, first + number)
     ]
+
+
+def fingerprint(shard: ShardRef, max_bytes: int = 1 << 20) -> str:
+    """Of all samples of a shard."""
+    found = Fingerprint()
+    for one in read(shard, max_bytes):
+        found.add(one)
+    return found.value
 
 
 def _meta(one: Content) -> dict[str, object]:

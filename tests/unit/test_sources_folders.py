@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from source_files import Content, coco, contents, folder_jsonl, folder_texts
+from source_files import Content, coco, contents, fingerprint, folder_jsonl, folder_texts
 from tars import picture
 
-from mtv_core.data.sources import RawSample, ShardRef, SourceConfig, content_hash, expand, imagefolder, metadata, parts, read
+from mtv_core.data.sources import RawSample, ShardRef, SourceConfig, expand, imagefolder, metadata, parts, read
 from mtv_core.data.sources.access import opened
 from mtv_core.data.sources.config import Columns
 from mtv_core.data.sources.jsonstream import items
@@ -325,15 +325,15 @@ class TestParts:
     def test_content_behind_the_same_size_and_time(self, tmp_path: Path) -> None:
         folder = Path(folder_texts(tmp_path / "in", contents(4)))
         [shard] = expand(SourceConfig(uri=str(folder)))
-        before = content_hash(shard)
+        before = fingerprint(shard)
         for path in (next(folder.rglob("*.jpg")), next(folder.rglob("*.txt"))):
             facts = path.stat()
             path.write_bytes(path.read_bytes()[:-1] + b"~")
             os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
             [again] = expand(SourceConfig(uri=str(folder)))
             assert again.id == shard.id
-            assert content_hash(again) != before
-            before = content_hash(again)
+            assert fingerprint(again) != before
+            before = fingerprint(again)
 
     def test_a_row_moved_is_the_same_part(self, tmp_path: Path) -> None:
         images(tmp_path, "a.jpg")
@@ -342,7 +342,7 @@ class TestParts:
         (tmp_path / "metadata.jsonl").write_text("\n\n" + (tmp_path / "metadata.jsonl").read_text())
         [after] = expand(SourceConfig(uri=str(tmp_path)))
         assert before.id == after.id
-        assert content_hash(before.__class__(**{**before.__dict__, "members": after.members})) == content_hash(after)
+        assert fingerprint(before.__class__(**{**before.__dict__, "members": after.members})) == fingerprint(after)
 
 
 class TestCoco:

@@ -14,7 +14,7 @@ import pytest
 from source_files import WRITERS, contents
 
 from mtv_core.data.schema import sample_uid
-from mtv_core.data.sources import RawSample, SourceConfig, content_hash, expand, read
+from mtv_core.data.sources import RawSample, SourceConfig, expand, read
 from mtv_core.report import Reject
 
 LIMIT = 1 << 20
@@ -65,13 +65,6 @@ def test_keys_are_unique_in_a_shard(written: tuple[str, str]) -> None:
     for shard in expand(SourceConfig(uri=written[1])):
         keys = [one.key for one in read(shard, LIMIT)]
         assert len(set(keys)) == len(keys)
-
-
-def test_content_is_hashed(written: tuple[str, str]) -> None:
-    shards = expand(SourceConfig(uri=written[1]))
-    hashes = [content_hash(shard) for shard in shards]
-    assert hashes == [content_hash(shard) for shard in shards]
-    assert len(set(hashes)) == len(shards)
 
 
 class TestCounts:

@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from s3_server import client
-from source_files import WRITERS, contents, table
+from source_files import WRITERS, contents, fingerprint, table
 from tars import picture, sample, shards, tar
 
 from mtv_core.data.schema import sample_uid
-from mtv_core.data.sources import RawSample, SourceConfig, content_hash, expand, read
+from mtv_core.data.sources import RawSample, SourceConfig, expand, read
 from mtv_core.report import Reject
 
 LIMIT = 1 << 20
@@ -47,7 +47,7 @@ class TestMemory:
         assert uids(everything(uri)) == UIDS
         found, here = expand(SourceConfig(uri=uri)), expand(SourceConfig(uri=local))
         assert [shard.uri.rpartition("/")[2] for shard in found] == [shard.uri.rpartition("/")[2] for shard in here]
-        assert [content_hash(shard) for shard in found] == [content_hash(shard) for shard in here]
+        assert [fingerprint(shard) for shard in found] == [fingerprint(shard) for shard in here]
 
     def test_what_changed_is_seen_at_once(self) -> None:
         for number in (1, 2):
@@ -78,7 +78,7 @@ class TestS3:
         uri = local.replace(str(tmp_path), bucket)
         assert uids(everything(uri)) == UIDS
         here = expand(SourceConfig(uri=local))
-        assert [content_hash(shard) for shard in expand(SourceConfig(uri=uri))] == [content_hash(shard) for shard in here]
+        assert [fingerprint(shard) for shard in expand(SourceConfig(uri=uri))] == [fingerprint(shard) for shard in here]
 
     def test_what_changed_is_seen_at_once(self, tmp_path: Path, bucket: str) -> None:
         seen = set()
@@ -161,8 +161,8 @@ class TestHttp:
         found = expand(SourceConfig(uri=f"{url}/{{00000..00002}}.tar"))
         assert [shard.uri for shard in found] == [f"{url}/{n:05d}.tar" for n in range(3)]
         assert [one.key for shard in found for one in read(shard, LIMIT)] == [f"{n:06d}" for n in range(6)]
-        assert [content_hash(shard) for shard in found] == [
-            content_hash(expand(SourceConfig(uri=str(folder / f"{n:05d}.tar")))[0]) for n in range(3)
+        assert [fingerprint(shard) for shard in found] == [
+            fingerprint(expand(SourceConfig(uri=str(folder / f"{n:05d}.tar")))[0]) for n in range(3)
         ]
         [before] = expand(SourceConfig(uri=f"{url}/00000.tar"))
         os.utime(folder / "00000.tar", ns=(1, 1))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 
 from mtv_core.data.sources import finding
 from mtv_core.data.sources.arrow import Arrow
-from mtv_core.data.sources.base import Digest, RawCaption, RawSample, ShardRef
+from mtv_core.data.sources.base import RawCaption, RawSample, ShardRef
 from mtv_core.data.sources.coco import Coco
 from mtv_core.data.sources.config import SourceConfig
 from mtv_core.data.sources.format import Format
@@ -16,20 +15,18 @@ from mtv_core.data.sources.parquet import Parquet
 from mtv_core.data.sources.webdataset import WebDataset
 from mtv_core.report import Reject
 
-__all__ = ["FORMATS", "Digest", "RawCaption", "RawSample", "ShardRef", "SourceConfig", "content_hash", "expand", "read", "source_name"]
+__all__ = ["FORMATS", "RawCaption", "RawSample", "ShardRef", "SourceConfig", "expand", "read", "source_name"]
 
 FORMATS: dict[str, Format] = {form.name: form for form in (WebDataset(), Parquet(), Arrow(), ImageFolder(), Coco())}
 
 
-def read(
-    shard: ShardRef, max_bytes: int, storage_options: Mapping[str, str] | None = None, digest: Digest | None = None
-) -> Iterator[RawSample | Reject]:
+def read(shard: ShardRef, max_bytes: int, storage_options: Mapping[str, str] | None = None) -> Iterator[RawSample | Reject]:
     """The samples of a shard in their order; a refusal with an empty key says that the shard itself is damaged.
 
     Raises:
         OSError: it cannot be read now; nothing is wrong with the data.
     """
-    return FORMATS[shard.format].read(shard, max_bytes, storage_options, digest)
+    return FORMATS[shard.format].read(shard, max_bytes, storage_options)
 
 
 def expand(source: SourceConfig, storage_options: Mapping[str, str] | None = None) -> list[ShardRef]:
@@ -41,18 +38,6 @@ def expand(source: SourceConfig, storage_options: Mapping[str, str] | None = Non
         OSError: the store does not answer, or does not let us in.
     """
     return finding.Finder(FORMATS, storage_options).expand(source)
-
-
-def content_hash(shard: ShardRef, storage_options: Mapping[str, str] | None = None) -> str:
-    """sha256 of all the bytes that a shard is read from: tells a change that left size and time as they were.
-
-    Raises:
-        OSError: it cannot be read now.
-    """
-    digest = hashlib.sha256()
-    for block in FORMATS[shard.format].contents(shard, storage_options):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def source_name(source: SourceConfig) -> str:

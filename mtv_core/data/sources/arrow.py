@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from mtv_core.data.sources.access import Opened, Options, check_regular, opened
-from mtv_core.data.sources.base import Digest, ShardRef
+from mtv_core.data.sources.base import ShardRef
 from mtv_core.data.sources.format import Format, Samples, damaged
 from mtv_core.data.sources.listing import FileInfo, Folder
 from mtv_core.data.sources.members import Members
@@ -56,7 +56,7 @@ class Arrow(Format):
                     if f"{prefix}{split}/state.json" not in names:
                         raise ValueError(f"the dataset {folder.uri} lacks the split {split}, which its {file.name} lists; save it again")
 
-    def read(self, shard: ShardRef, max_bytes: int, storage_options: Options = None, digest: Digest | None = None) -> Samples:
+    def read(self, shard: ShardRef, max_bytes: int, storage_options: Options = None) -> Samples:
         """See `Format.read`."""
         with _source(shard, storage_options) as source:
             try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from mtv_core.data.sources.config import Columns
 
@@ -30,13 +30,6 @@ class ShardRef:
         return hashlib.sha256(f"{self.uri}\0{self.identity}".encode()).hexdigest()[:32]
 
 
-@dataclass
-class Digest:
-    """The sha256 of a shard, if its reader took it on the way: then the shard was read to its end, and `content_hash` says the same."""
-
-    value: str | None = None
-
-
 @dataclass(frozen=True)
 class RawCaption:
     """A caption as received; bytes that should be UTF-8."""
@@ -53,6 +46,7 @@ class RawSample:
     image: bytes | None
     captions: list[RawCaption] = field(default_factory=list)
     meta: bytes | None = None  # the sample's own JSON, or its other columns as JSON
+    document: dict[str, Any] | None = None  # what `meta` says, where its reader has parsed it already
     url: str | None = None  # where the format has a field for it; else it is looked for in `meta`
     license: str | None = None
     location: str = ""  # where a person finds it; default: the shard's URI, `#` and the key

@@ -10,7 +10,7 @@ from typing import Any
 
 from mtv_core.data.sources import parts
 from mtv_core.data.sources.access import Opened, Options, opened, safe_name
-from mtv_core.data.sources.base import Digest, ShardRef
+from mtv_core.data.sources.base import ShardRef
 from mtv_core.data.sources.config import Columns, SourceConfig
 from mtv_core.data.sources.format import Format, Samples
 from mtv_core.data.sources.jsonstream import items
@@ -64,16 +64,10 @@ class Coco(Format):
         members = sorted(document.members({one.name: one for one in root.files}), key=lambda member: member[0].key)
         return parts.cut(members, root.uri, file.name, self.name, source, name)
 
-    def read(self, shard: ShardRef, max_bytes: int, storage_options: Options = None, digest: Digest | None = None) -> Samples:
+    def read(self, shard: ShardRef, max_bytes: int, storage_options: Options = None) -> Samples:
         """See `Format.read`."""
         members = [Member.decode(line) for line in shard.members]
         yield from parts.samples(shard, members, (_facts(member) for member in members), max_bytes, storage_options)
-
-    def contents(self, shard: ShardRef, storage_options: Options = None) -> Iterator[bytes]:
-        """Names and bytes of all images, and what the JSON says of them."""
-        members = [Member.decode(line) for line in shard.members]
-        yield from parts.contents(shard, members, storage_options)
-        yield from (json.dumps(member.said, sort_keys=True).encode() for member in members)
 
 
 def _facts(member: Member) -> dict[str, Any]:

@@ -6,15 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
-from mtv_core.data.sources.access import Opened, Options, opened
-from mtv_core.data.sources.base import Digest, RawSample, ShardRef
+from mtv_core.data.sources.access import Options
+from mtv_core.data.sources.base import RawSample, ShardRef
 from mtv_core.data.sources.config import SourceConfig
 from mtv_core.data.sources.listing import FileInfo, Folder
 from mtv_core.report import Reject
 
 Samples = Iterator[RawSample | Reject]
-
-_BLOCK = 1 << 20
 
 
 class Format(ABC):
@@ -48,29 +46,17 @@ class Format(ABC):
         return ShardRef(file.name, file.identity, file.size, name, self.name, source.columns, root=file.name.rpartition("/")[0])
 
     @abstractmethod
-    def read(self, shard: ShardRef, max_bytes: int, storage_options: Options = None, digest: Digest | None = None) -> Samples:
+    def read(self, shard: ShardRef, max_bytes: int, storage_options: Options = None) -> Samples:
         """The samples of a shard in their order; a refusal with an empty key says that the shard itself is damaged.
 
         Args:
             shard: which.
             max_bytes: an image that is larger is not read, or at least not handed on.
             storage_options: of its store.
-            digest: is given the shard's hash, if this costs no second reading.
 
         Raises:
             OSError: it cannot be read now; nothing is wrong with the data.
         """
-
-    def contents(self, shard: ShardRef, storage_options: Options = None) -> Iterator[bytes]:
-        """All the bytes that a shard is read from, in an order of their own."""
-        with opened(shard.uri, storage_options) as file:
-            yield from blocks(file)
-
-
-def blocks(file: Opened) -> Iterator[bytes]:
-    """A file in pieces."""
-    while block := file.read(_BLOCK):
-        yield block
 
 
 def damaged(shard: ShardRef, error: str, message: str) -> Reject:

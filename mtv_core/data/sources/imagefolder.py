@@ -11,7 +11,7 @@ from typing import Any
 
 from mtv_core.data.sources import metadata, parts
 from mtv_core.data.sources.access import Options, safe_name
-from mtv_core.data.sources.base import Digest, RawCaption, ShardRef
+from mtv_core.data.sources.base import RawCaption, ShardRef
 from mtv_core.data.sources.config import SourceConfig
 from mtv_core.data.sources.format import Format, Samples
 from mtv_core.data.sources.listing import FileInfo, Folder, locate
@@ -81,16 +81,10 @@ class ImageFolder(Format):
         members.sort(key=lambda member: member[0].key)
         return parts.cut(members, images.uri, uri, self.name, source, name)
 
-    def read(self, shard: ShardRef, max_bytes: int, storage_options: Options = None, digest: Digest | None = None) -> Samples:
+    def read(self, shard: ShardRef, max_bytes: int, storage_options: Options = None) -> Samples:
         """See `Format.read`."""
         members = [Member.decode(line) for line in shard.members]
         yield from parts.samples(shard, members, _said(shard, members, max_bytes, storage_options), max_bytes, storage_options)
-
-    def contents(self, shard: ShardRef, storage_options: Options = None) -> Iterator[bytes]:
-        """Names and bytes of all files, and the rows."""
-        members = [Member.decode(line) for line in shard.members]
-        yield from parts.contents(shard, members, storage_options)
-        yield from metadata.raw_rows((row for member in members for row in member.rows), shard.root, storage_options)
 
 
 def _images(uri: str, storage_options: Options) -> Folder:

@@ -97,12 +97,6 @@ def fetch(places: Iterable[Place], folder: str, storage_options: Options) -> dic
     return found
 
 
-def raw_rows(places: Iterable[Place], folder: str, storage_options: Options) -> Iterator[bytes]:
-    """What `fetch` reads, in a form of its own, to be hashed."""
-    for row in fetch(places, folder, storage_options).values():
-        yield repr(row).encode(errors="surrogatepass")
-
-
 def file_name(found: Mapping[str, Any], columns: Columns) -> str | None:
     """The file that a row names."""
     names = FILE_NAMES if columns.image is None else (columns.image,)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtv_core.data.sources.access import Opened, Options, check_regular, opened
-from mtv_core.data.sources.base import Digest, ShardRef
+from mtv_core.data.sources.base import ShardRef
 from mtv_core.data.sources.format import Format, Samples, damaged
 from mtv_core.data.sources.listing import FileInfo, Folder
 from mtv_core.data.sources.members import Members
@@ -44,7 +44,7 @@ class Parquet(Format):
         data = [file for file in own if file.base.lower() != "metadata.parquet"]
         return data or ([] if any(file.base.lower().endswith(IMAGE_ENDINGS) for file in folder.files) else own)
 
-    def read(self, shard: ShardRef, max_bytes: int, storage_options: Options = None, digest: Digest | None = None) -> Samples:
+    def read(self, shard: ShardRef, max_bytes: int, storage_options: Options = None) -> Samples:
         """See `Format.read`. A damaged page costs the rest of its row group, and no other."""
         with _source(shard, storage_options) as (source, opened_file):
             try:

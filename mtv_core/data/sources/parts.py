@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mtv_core.data.sources.access import Options, opened
+from mtv_core.data.sources.access import Options
 from mtv_core.data.sources.base import RawCaption, RawSample, ShardRef
 from mtv_core.data.sources.config import SourceConfig
-from mtv_core.data.sources.format import Samples, blocks
+from mtv_core.data.sources.format import Samples
 from mtv_core.data.sources.listing import FileInfo
 from mtv_core.data.sources.members import Members, UnsafePathError, Wanted
 from mtv_core.data.sources.records import printable
@@ -122,17 +122,3 @@ def _sample(shard: ShardRef, member: Member, image: bytes | UnsafePathError | No
 def captions(pairs: Iterable[tuple[str, str]]) -> list[RawCaption]:
     """Captions that travelled as text."""
     return [RawCaption(text.encode(errors="surrogatepass"), "synthetic" if kind == "synthetic" else "web") for text, kind in pairs]
-
-
-def contents(shard: ShardRef, members: Iterable[Member], storage_options: Options) -> Iterator[bytes]:
-    """The bytes of the files of a part, each after its name."""
-    reader = Members(shard.root, 0, storage_options)
-    for member in members:
-        for name in (*((member.key,) if member.size is not None else ()), *(name for name, _ in member.files)):
-            yield f"{printable(name)}\0".encode()
-            try:
-                path = reader.path(name)
-            except UnsafePathError:
-                continue
-            with opened(path, storage_options) as file:
-                yield from blocks(file)

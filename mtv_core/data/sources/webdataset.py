@@ -7,14 +7,13 @@ A sample with a member that has no business in a data set (a link, a device, a n
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 import tarfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from mtv_core.data.sources.access import Opened, Options, hidden, opened, safe_name
-from mtv_core.data.sources.base import Digest, RawSample, ShardRef
+from mtv_core.data.sources.base import RawSample, ShardRef
 from mtv_core.data.sources.compression import Compressed, decompressed
 from mtv_core.data.sources.format import Format, Samples, damaged
 from mtv_core.data.sources.records import CAPTION_FILES, IMAGES, Seen, document_of, fields, printable
@@ -67,18 +66,16 @@ def _bounded(header: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 class _Forward:
-    """A file that goes forward only, as tarfile wants it: skips by reading, so it needs nothing of the file below."""
+    """A file that goes forward only, as tarfile wants it: far ahead by seeking, where the file below can, else by reading."""
 
-    def __init__(self, file: Opened | Compressed, digest: Any = None) -> None:
-        self.file, self.digest = file, digest
+    def __init__(self, file: Opened | Compressed) -> None:
+        self.file = file
         self.position = 0
         self.headers = 0  # how many made sense
 
     def read(self, size: int) -> bytes:
         data = self.file.read(size)
         self.position += len(data)
-        if self.digest is not None:
-            self.digest.update(data)
         return data
 
     def tell(self) -> int:
@@ -87,7 +84,7 @@ class _Forward:
     def seek(self, position: int) -> None:
         if position < self.position:
             raise tarfile.ReadError("a header points back")
-        if self.digest is None and isinstance(self.file, Opened) and position - self.position > 1 << 20:
+        if isinstance(self.file, Opened) and position - self.position > 1 << 20:
             with contextlib.suppress(OSError):  # no ranges: read on
                 self.position = self.file.seek(position)
             self.file.failure = None
@@ -117,13 +114,10 @@ class WebDataset(Format):
     name = "webdataset"
     endings = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
-    def read(self, shard: ShardRef, max_bytes: int, storage_options: Options = None, digest: Digest | None = None) -> Samples:
+    def read(self, shard: ShardRef, max_bytes: int, storage_options: Options = None) -> Samples:
         """See `Format.read`. The sample at which a damaged tar stops is left out, since nobody knows whether it was whole."""
         with opened(shard.uri, storage_options) as file:
-            stream = decompressed(file)
-            # What is compressed is hashed below the decompression, which reads ahead: not on the way.
-            sha256 = hashlib.sha256() if digest is not None and stream is file else None
-            forward = _Forward(stream, sha256)
+            forward = _Forward(decompressed(file))
             parts = _parts(forward, max_bytes)
             samples = _Samples(shard)
             whole = 0
@@ -145,9 +139,7 @@ class WebDataset(Format):
                     whole += 1
                     yield sample
                 if part is None:
-                    break
-            if digest is not None and sha256 is not None:
-                digest.value = sha256.hexdigest()
+                    return
 
 
 def _damage(shard: ShardRef, file: _Forward, whole: int, error: Exception) -> Reject:
@@ -248,12 +240,14 @@ class _Samples:
         meta = parts.get("json")
         texts = {one: content for one, content in parts.items() if one not in self.images and one != "json" and isinstance(content, bytes)}
         own = [one for one in CAPTION_FILES if one in texts]
-        found = fields({**document_of(meta if isinstance(meta, bytes) else None), **texts}, columns, own or None)
+        document = document_of(meta if isinstance(meta, bytes) else None)
+        found = fields({**document, **texts}, columns, own or None)
         return RawSample(
             key=name,
             image=image if isinstance(image, bytes) else None,
             captions=found.captions,
             meta=meta if isinstance(meta, bytes) else None,
+            document=document or None,
             url=found.url,
             license=found.license,
             too_large=image if isinstance(image, int) else 0,
