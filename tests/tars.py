@@ -29,13 +29,13 @@ def sample(number: int, prefix: str = "") -> list[Member]:
     return [(f"{key}.jpg", picture(number)), (f"{key}.json", json.dumps(meta).encode()), (f"{key}.txt", f"picture {number}".encode())]
 
 
-def tar(path: Path, members: Iterable[Member]) -> Path:
+def tar(path: Path, members: Iterable[Member], mtime: int = 0) -> Path:
     """Write a tar."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w", format=tarfile.GNU_FORMAT) as file:
         for name, content in members:
             info = tarfile.TarInfo(name)
-            info.size = len(content)
+            info.size, info.mtime = len(content), mtime
             file.addfile(info, io.BytesIO(content))
     return path
 

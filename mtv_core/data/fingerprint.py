@@ -9,7 +9,7 @@ from mtv_core.report import Reject
 
 
 class Fingerprint:
-    """sha256 over the samples in their order: key, image, captions, meta, url, licence; and what their reader refused.
+    """sha256 over the samples in their order: key, image, captions, meta, url, licence; and what their reader refused, by its reason.
 
     Of an image its own sha256 is taken, which ingest has made already: this costs some microseconds a sample, in every format, and the
     file is read once. What its reader skips (a tar's headers, images beyond `max_bytes`) is not in it.
@@ -21,18 +21,31 @@ class Fingerprint:
     def add(self, found: RawSample | Reject, sha256: str | None = None) -> None:
         """The next one, as its reader gave it. `sha256`: of its image, if that is known."""
         if isinstance(found, Reject):
-            self._take(b"refused", found.key.encode(errors="backslashreplace"), found.error.encode())
+            self._take(_bytes(found.key), found.error.encode())
             return
         if sha256 is None and found.image is not None:
             sha256 = hashlib.sha256(found.image).hexdigest()
-        parts = [(sha256 or f"none {found.too_large}").encode(), found.meta or b"", (found.url or "").encode(errors="replace")]
         captions = [part for caption in found.captions for part in (caption.kind.encode(), caption.text)]
-        self._take(found.key.encode(errors="backslashreplace"), *parts, (found.license or "").encode(errors="replace"), *captions)
+        self._take(
+            _bytes(found.key),
+            (sha256 or f"none {found.too_large}").encode(),
+            b"" if found.meta is None else b"=" + found.meta,
+            _bytes(found.url),
+            _bytes(found.license),
+            _bytes(found.problem and found.problem[0]),
+            *captions,
+        )
 
     def _take(self, *parts: bytes) -> None:
+        """Each after its length, and their number first: so no two lists are the same bytes."""
         self._hash.update(b"".join([len(parts).to_bytes(4), *(len(part).to_bytes(8) + part for part in parts)]))
 
     @property
     def value(self) -> str:
         """64 hex digits, of everything that was added."""
         return self._hash.hexdigest()
+
+
+def _bytes(text: str | None) -> bytes:
+    """Another text is other bytes, whatever is in it; none at all is not an empty one."""
+    return b"" if text is None else b"=" + text.encode(errors="surrogatepass")
