@@ -76,7 +76,7 @@ def card(table: Table, config: IngestConfig, rows: Summary) -> str:
         f"## Known limitations\n\n{_limitations(rows.stats, config)}",
         f"## Takedown\n\n{_TAKEDOWN}",
     ]
-    front = yaml.safe_dump(front_matter(name, rows), sort_keys=False, allow_unicode=True)
+    front = _yaml(front_matter(name, rows))
     return f"---\n{front}---\n\n" + "\n\n".join(body) + "\n"
 
 
@@ -172,7 +172,12 @@ def public(config: IngestConfig) -> str:
     document = config.model_dump(mode="json")
     for one in document["decontaminate"]["sets"]:
         one.update({name: one[name].rstrip("/").rsplit("/", 1)[-1] for name in ("uri", "images") if one[name]})
-    return str(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+    return _yaml(document)
+
+
+def _yaml(document: dict[str, Any]) -> str:
+    """By libyaml, where PyYAML has it: five times as fast."""
+    return str(yaml.dump(document, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False, allow_unicode=True))
 
 
 def _steps(table: Table, config: IngestConfig, rows: int) -> list[Step]:
