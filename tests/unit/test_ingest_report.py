@@ -333,6 +333,31 @@ class TestPictures:
         whole, joined = "".join(text.split()), "".join("".join(found).split())
         assert whole == joined or (joined.endswith("…") and whole.startswith(joined[:-1]))
 
+    @settings(max_examples=100, deadline=None)
+    @given(st.text("ilWAV .é中", max_size=200), st.integers(5, 200))
+    def test_a_line_holds_as_much_as_fits(self, text: str, width: int) -> None:
+        """Against trying every length."""
+        font = ImageFont.load_default(size=12)
+        lines = ingest_gallery.wrapped(text, font, width, 1)
+        fits = max((n for n in range(min(len(text), 120) + 1) if font.getlength(text[:n]) <= width), default=0)
+        if len(text) <= fits:
+            assert lines == ([text.strip()] if text else [])
+        elif fits and text[fits] == " " and text[:fits].strip():
+            cut = text[:fits].strip()
+            most = max(n for n in range(len(cut) + 1) if n == 0 or font.getlength(cut[:n] + "…") <= width)
+            assert lines == ([cut[:most] + "…"] if text[fits:].strip() else [cut])
+
+    @pytest.mark.parametrize("size", [(208, 208), (415, 300), (416, 416), (640, 427), (1024, 1000), (300, 2000)])
+    def test_small_pictures_look_like_the_large_ones(self, size: tuple[int, int]) -> None:
+        """Decoded at a part of their size, against decoding all of it."""
+        data = picture(1, size, quality=95)
+        [tile] = ingest_gallery.thumbnails(pa.Table.from_pylist([{"uid": "u", "image": data, "caption": "c"}]))
+        assert (max(tile.picture.size), tile.size) == (ingest_gallery.CELL, size)
+        exact = size[0] * ingest_gallery.CELL / max(size), size[1] * ingest_gallery.CELL / max(size)
+        assert all(abs(a - b) <= 1 for a, b in zip(tile.picture.size, exact, strict=True))
+        whole = np.asarray(Image.open(io.BytesIO(data)).resize(tile.picture.size, Image.Resampling.LANCZOS), np.int16)
+        assert np.abs(whole - np.asarray(tile.picture, np.int16)).mean() < 3
+
 
 class TestCharts:
     @settings(max_examples=60, deadline=None)
