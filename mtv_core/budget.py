@@ -6,9 +6,11 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, Field
 
+_NOTHING = "Nothing was committed."
+
 
 class BudgetExceededError(ValueError):
-    """More failed than the budget allows. Nothing was committed; what is staged is used by the next run."""
+    """More failed than the budget allows. What is staged is used by the next run."""
 
 
 class FailureBudget(BaseModel, frozen=True, extra="forbid"):
@@ -19,7 +21,9 @@ class FailureBudget(BaseModel, frozen=True, extra="forbid"):
     min_shards: int = Field(10, ge=1, description="failed shards below which the share is not looked at")
     reasons: list[str] | None = Field(None, description="which reasons count; null: all that mean that something is broken")
 
-    def check(self, stage: str, failed: Mapping[str, int], total: int, *, pieces: int | None = None, unit: str = "samples") -> None:
+    def check(
+        self, stage: str, failed: Mapping[str, int], total: int, *, pieces: int | None = None, unit: str = "samples", kept: str = _NOTHING
+    ) -> None:
         """Stop if too much failed.
 
         Args:
@@ -28,7 +32,8 @@ class FailureBudget(BaseModel, frozen=True, extra="forbid"):
             total: of how many.
             pieces: shards or fragments that were counted so far, while work goes on; one bad shard does not stop a run of many, so
                 nothing is decided below `min_shards` of them. None: all of them.
-            unit: samples or shards.
+            unit: samples, shards or rows.
+            kept: what became of the work so far, for the message.
 
         Raises:
             BudgetExceededError: it names the reasons and what to do.
@@ -41,6 +46,6 @@ class FailureBudget(BaseModel, frozen=True, extra="forbid"):
         worst = ", ".join(f"{count} × {reason}" for reason, count in sorted(counted.items(), key=lambda pair: (-pair[1], pair[0])))
         raise BudgetExceededError(
             f"{stage} was stopped: {number} of {total} {unit} failed ({worst}), more than {stage}.failures.share = {self.share:g} allows. "
-            f"Nothing was committed. Look at what they have in common and fix it; or raise {stage}.failures.share and run again, "
+            f"{kept} Look at what they have in common and fix it; or raise {stage}.failures.share and run again, "
             "which goes on from here"
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -201,6 +201,8 @@ class _Stage:
         self.table, self.config, self.executor, self.progress, self.assignments = table, config, executor, progress, assignments
         self.problems: list[str] = []
         self.pending: list[StagedLabels] = []
+        self.tried: Counter[str] = Counter()  # expert → rows
+        self.refused: dict[str, Counter[str]] = defaultdict(Counter)  # expert → reason → rows
         self.committed = time.monotonic()
         self.commits = 0
         self.conflicts = 0
@@ -229,7 +231,8 @@ class _Stage:
         """Fragments that a killed run staged: publish them instead of computing them again."""
         version = self.table.version
         for name, assignment in self.assignments.items():
-            self.pending += self.table.staged(name, assignment.revision, version)
+            for staged in self.table.staged(name, assignment.revision, version):
+                self._take(staged, staged.num_labelled)
         self._commit()
 
     def _jobs(self) -> list[tuple[FragmentJob, FragmentTask]]:
@@ -275,7 +278,7 @@ class _Stage:
                     report += outcome.result.report
                     self.problems += outcome.result.problems
                     if outcome.result.staged is not None:
-                        self.pending.append(outcome.result.staged)
+                        self._take(outcome.result.staged, outcome.result.report.rows_in)
                 done += num_stale[outcome.item]
                 if len(self.pending) >= self.config.commit_fragments or time.monotonic() - self.committed >= self.config.commit_seconds:
                     self._commit()
@@ -286,6 +289,14 @@ class _Stage:
                 close()  # cancels what is in flight when this loop is left early
         self._commit()
         return report
+
+    def _take(self, staged: StagedLabels, rows: int) -> None:
+        """A fragment for the next commit, unless its expert refuses too much."""
+        self.tried[staged.expert] += rows
+        self.refused[staged.expert].update(reject.error for reject in staged.rejects)
+        kept = "Labels that were committed before stay; these are staged."
+        self.config.failures.check("label", self.refused[staged.expert], self.tried[staged.expert], unit="rows", kept=kept)
+        self.pending.append(staged)
 
     def _failed(self, outcome: Outcome[FragmentJob, FragmentResult]) -> None:
         """Note why a fragment has no labels, or stop where all others would fail alike."""

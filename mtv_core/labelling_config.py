@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from mtv_core.budget import FailureBudget
 from mtv_core.experts.config import DepthExpertConfig, DetectionExpertConfig, ExpertConfig
 
 
@@ -28,6 +29,9 @@ class LabelConfig(BaseModel, frozen=True, extra="forbid"):
     )
     commit_fragments: int = Field(50, ge=1, description="fragments made visible together; a commit costs milliseconds, and a version")
     commit_seconds: float = Field(60, ge=0, description="s after which finished fragments are made visible although they are fewer")
+    failures: FailureBudget = Field(
+        FailureBudget(), description="how many rows may be refused for good by an expert before labelling stops"
+    )
     allow_mixed: bool = Field(
         False, description="go on to training although some rows could not be labelled for reasons that may pass; their labels are missing"
     )

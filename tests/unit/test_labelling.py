@@ -188,6 +188,22 @@ def test_an_unreadable_picture_is_a_reject_row(tmp_path: Path, quick: list[Quick
     assert columns(table)["depth"].count(None) == 1
 
 
+def test_a_budget_stops_before_refusals_are_committed(tmp_path: Path, quick: list[QuickExpert]) -> None:
+    rows = sample_rows(9).to_pylist()
+    for row in rows[:3]:
+        row["image"] = row["image"][:200]
+    table = Table.create_or_open(str(tmp_path / "table"))
+    table.append(sample_rows(0).from_pylist(rows, schema=sample_rows(1).schema))
+    strict = config(failures={"min_samples": 2})
+    for _ in range(2):  # what was staged counts too
+        with pytest.raises(ValueError, match=r"label was stopped: 3 of 9 rows failed \(3 × UnreadableImage\).*these are staged"):
+            run(table, strict)
+        assert not rejects(table)
+        assert columns(table)["depth_rev"] == [None] * 9
+    assert run(table, config(failures={"min_samples": 2, "share": 0.5})).report.counts["commits"] >= 1
+    assert len(rejects(table)) == 6
+
+
 def test_an_expert_that_fails_on_everything_refuses_nothing(
     table: Table, quick: list[QuickExpert], monkeypatch: pytest.MonkeyPatch
 ) -> None:
