@@ -13,13 +13,13 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from mtv_core.compute import ComputeConfig
-from mtv_core.data.sources.config import SourceConfig
+from mtv_core.data.sources.config import Sources
 from mtv_core.data.uris import CREDENTIAL
 from mtv_core.evaluation.config import EvaluateConfig
 from mtv_core.export.config import ExportConfig
@@ -31,15 +31,6 @@ from mtv_core.training.config import TrainConfig
 
 PRESETS = Path(__file__).parent.parent / "deployments" / "configs"
 STAGES = ("sources", "table", "ingest", "label", "train", "evaluate", "export", "compute")
-
-
-def _as_list(value: Any) -> Any:
-    """One source or several, each a URI or a mapping."""
-    items = value if isinstance(value, (list, tuple)) else [value]
-    return [{"uri": item} if isinstance(item, str) else item for item in items]
-
-
-Sources = Annotated[list[SourceConfig], BeforeValidator(_as_list)]
 
 
 class PipelineConfig(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True):

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from mtv_core import ingest_report
+from mtv_core.data.decontaminate import EvaluationIndex
 from mtv_core.data.fingerprint import Fingerprint
 from mtv_core.data.samples import STAGE
 from mtv_core.data.sources import ShardRef, SourceConfig, expand, read
@@ -20,7 +21,7 @@ from mtv_core.data.stats import IngestStats
 from mtv_core.executor import Executor, Outcome, Progress, Rate, silent
 from mtv_core.ingest_commit import Commit, Committed
 from mtv_core.ingest_config import IngestConfig
-from mtv_core.ingest_decide import evaluation_index
+from mtv_core.ingest_decide import evaluation_index, leaks_of
 from mtv_core.ingest_shard import ShardJob, SourceError, stage_shard
 from mtv_core.report import Reject, RejectClass, StageReport
 from mtv_core.store import locks, staging
@@ -52,6 +53,7 @@ class _Work:
     shards: list[ShardRef]
     keys: Mapping[str, frozenset[str]] | None = None  # shard id → samples to try again; None: all of each shard
     replaces: dict[str, LedgerEntry] = field(default_factory=dict)  # shard id → what was behind its URI before
+    alike: Collection[str] = ()  # ids of shards whose pictures look alike and are not compared
 
     def job(self, shard: ShardRef) -> ShardJob:
         keys = None if self.keys is None else self.keys[shard.id]
@@ -73,20 +75,22 @@ def run(
             failed than the budget allows.
         OSError: the table cannot be written, or no shard can be read. Nothing half-done shows, and the next run goes on.
     """
-    found = _expand(sources, storage_options)
+    found, alike = _expand(sources, storage_options)
     table = Table.create_or_open(table_uri, storage_options)
     check_store(table.uri, table.storage_options)
     with locks.writing(table, "ingest") as lease:
         known = table.ledger.latest()
-        pending = [shard for shard in found if shard.uri not in known or not known[shard.uri].is_of(shard.identity)]
+        pending = [shard for shard in found if shard.uri not in known or not known[shard.uri].is_of(shard)]
         if config.verify == "content":
-            pending += _changed_unseen(
-                [shard for shard in found if shard not in pending], known, table, config.max_bytes, executor, progress
-            )
+            missing = {shard.id for shard in pending}
+            others = [shard for shard in found if shard.id not in missing]
+            pending += _changed_unseen(others, known, table, config.max_bytes, executor, progress)
         replaces = {shard.id: known[shard.uri] for shard in pending if shard.uri in known}
         killed = staging.left_behind(table)
-        work = _Work(table, config, executor, progress, sorted(pending, key=lambda shard: shard.uri), replaces=replaces)
-        committed = _bring(work) if pending else Committed()
+        work = _Work(table, config, executor, progress, sorted(pending, key=lambda shard: shard.uri), replaces=replaces, alike=alike)
+        evaluation = evaluation_index(table, config, executor, progress)
+        late = leaks_of(table, config, evaluation)
+        committed = _bring(work, evaluation, late) if pending else Committed(notes=late)
         _tidy(table, lease, killed or bool(pending), killed)
     pending_ids = {shard.id for shard in pending}
     skipped = sum(known[shard.uri].rows_out for shard in found if shard.id not in pending_ids and shard.uri in known)
@@ -129,11 +133,8 @@ def retry(
         raise ValueError(f"no refusal of {table.uri} is meant; `mtv failures` lists them by reason")
     with locks.writing(table, "retry") as lease:
         known = table.ledger.latest()
-        shards = [
-            _as_known(shard, known[shard.uri])
-            for shard in _expand(sources, storage_options)
-            if shard.uri in known and known[shard.uri].is_of(shard.identity)
-        ]
+        found, alike = _expand(sources, storage_options)
+        shards = [_as_known(shard, known[shard.uri]) for shard in found if shard.uri in known and known[shard.uri].is_of(shard)]
         shards = [shard for shard in shards if shard.id in chosen]
         if not shards:
             raise ValueError(
@@ -141,8 +142,8 @@ def retry(
                 "if they changed, `mtv ingest` reads them again"
             )
         killed = staging.left_behind(table)
-        work = _Work(table, config, executor, progress, shards, {shard.id: chosen[shard.id] for shard in shards})
-        committed = _bring(work)
+        work = _Work(table, config, executor, progress, shards, {shard.id: chosen[shard.id] for shard in shards}, alike=alike)
+        committed = _bring(work, evaluation_index(table, config, executor, progress))
         _tidy(table, lease, True, killed)
     left = sum(len(names) for shard, names in chosen.items() if shard not in {shard.id for shard in shards})
     if left:
@@ -150,9 +151,20 @@ def retry(
     return _result(table, committed, StageReport())
 
 
-def _expand(sources: Sequence[SourceConfig], storage_options: Mapping[str, str] | None) -> list[ShardRef]:
-    found = {shard.uri: shard for source in sources for shard in expand(source, storage_options)}
-    return [found[uri] for uri in sorted(found)]
+def _expand(sources: Sequence[SourceConfig], storage_options: Mapping[str, str] | None) -> tuple[list[ShardRef], set[str]]:
+    """The shards, each once, by URI; and the ids of those whose pictures are not compared with others."""
+    found: dict[str, ShardRef] = {}
+    alike: set[str] = set()
+    for source in sources:
+        for shard in expand(source, storage_options):
+            other = found.setdefault(shard.uri, shard)
+            if other.reading != shard.reading:
+                raise ValueError(
+                    f"two sources name {shard.uri}, as {other.format} and as {shard.format}, or with other columns: a shard is read in one "
+                    "way. Name all captions in one source; the first is the one that counts"
+                )
+            alike |= set() if source.near_duplicates else {shard.id}
+    return [found[uri] for uri in sorted(found)], alike
 
 
 def _as_known(shard: ShardRef, entry: LedgerEntry) -> ShardRef:
@@ -212,14 +224,14 @@ def hash_shard(job: HashJob) -> str:
     return content.value
 
 
-def _bring(work: _Work) -> Committed:
+def _bring(work: _Work, evaluation: EvaluationIndex, notes: Sequence[str] = ()) -> Committed:
     began = time.monotonic()
-    evaluation = evaluation_index(work.table, work.config, work.executor, work.progress)
     staged, failed = _stage_all(work)
-    commit = Commit(work.table, work.config, work.executor, evaluation, work.progress, retrying=work.keys is not None)
+    commit = Commit(work.table, work.config, work.executor, evaluation, work.progress, retrying=work.keys is not None, alike=work.alike)
     committed = commit.run(
         {shard: (work.job(shard), staged[shard.id]) for shard in work.shards if shard.id in staged}, failed, work.replaces
     )
+    committed.notes += notes
     if committed.ingest_id:
         committed.files = ingest_report.write(work.table, committed, work.config, seconds=time.monotonic() - began)
     return committed

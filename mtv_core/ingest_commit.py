@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -75,6 +75,7 @@ class Commit:
         evaluation: images that must not be trained on.
         progress: told how far it is.
         retrying: the staged rows are samples of known shards that had been refused.
+        alike: ids of shards whose pictures are not compared with others.
     """
 
     def __init__(
@@ -85,9 +86,10 @@ class Commit:
         evaluation: EvaluationIndex,
         progress: Progress,
         retrying: bool = False,
+        alike: Collection[str] = (),
     ) -> None:
         self.table, self.config, self.executor, self.evaluation = table, config, executor, evaluation
-        self.progress, self.retrying = progress, retrying
+        self.progress, self.retrying, self.alike = progress, retrying, alike
 
     def run(self, staged: Staged, failed: Sequence[Reject], replaces: Mapping[str, LedgerEntry]) -> Committed:
         """Publish the rows of staged shards.
@@ -103,11 +105,13 @@ class Commit:
         with locks.committing(self.table) as lease:
             known = self.table.ledger.latest()
             if not self.retrying:  # what another ingest brought meanwhile is done
-                staged = {shard: work for shard, work in staged.items() if shard.uri not in known or known[shard.uri].shard != shard.id}
+                staged = {shard: work for shard, work in staged.items() if shard.uri not in known or not _brought(known[shard.uri], shard)}
             shards = list(staged)
             ingest_id = self._ingest_id(staged)
             seen = staging.last_fragment(self.table)
-            decided = decide_staged(self.table, staged, self.config, self.evaluation, [entry.shard for entry in replaces.values()])
+            decided = decide_staged(
+                self.table, staged, self.config, self.evaluation, [entry.shard for entry in replaces.values()], self.alike
+            )
             fault_point("ingest.dedup")
             pieces = [
                 Piece(staged=f"{staged[shard][0].revision}/{shard.id}", positions=positions)
@@ -213,7 +217,8 @@ class Commit:
             new, same = fates[Fate.ADDED] + fates[Fate.PUBLISHED], fates[Fate.AGAIN]
             gone = rows[shard.uri] - new - same
             kept = f"; {gone} rows of the table are not in it any more and stay (mtv forget removes them)" if gone > 0 else ""
-            notes.append(f"{shard.uri} changed since it was ingested: {new} rows are new, {same} are as before{kept}")
+            how = "is read in another way than" if replaces[shard.id].shard == shard.id else "changed since"
+            notes.append(f"{shard.uri} {how} it was ingested: {new} rows are new, {same} are as before{kept}")
         return notes
 
     def _entries(
@@ -238,6 +243,7 @@ class Commit:
                 ingest_id=ingest_id,
                 content=done.content,
                 replaces=replaces[shard.id].shard if shard.id in replaces else None,
+                reading=shard.reading,
             )
             for (shard, (_, done)), fates in zip(staged.items(), decided.fates(), strict=True)
         ]
@@ -260,6 +266,10 @@ class Commit:
             written[place[id(outcome.item)]] = outcome.result
             self.progress(len(written), len(jobs), "fragments written")
         return [fragment for index in range(len(jobs)) for fragment in written[index]]
+
+
+def _brought(entry: LedgerEntry, shard: ShardRef) -> bool:
+    return entry.shard == shard.id and entry.reading in (None, shard.reading)
 
 
 def _cut(pieces: Sequence[Piece], rows_per_fragment: int) -> Iterator[list[Piece]]:

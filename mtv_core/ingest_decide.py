@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from mtv_core.data import decontaminate
-from mtv_core.data.decontaminate import Comparison, EvaluationIndex, TableLeaks
+from mtv_core.data.decontaminate import Comparison, EvaluationIndex
 from mtv_core.data.dedup import CANDIDATES, Fate, Verdict, decide
 from mtv_core.data.samples import STAGE
 from mtv_core.data.schema import REJECTS
@@ -34,6 +34,8 @@ REASONS = {
     Fate.LEAK: "EvaluationLeak",
 }
 Staged = Mapping[ShardRef, tuple[ShardJob, StagedShard]]
+LEAKS = "reports/leaks.txt"  # uids of rows that show evaluation images
+_NO_HASH = 0  # a hash that is near to none
 _LISTED = 5  # uids named in a note
 
 
@@ -96,17 +98,24 @@ class Decided:
 
 
 def decide_staged(
-    table: Table, staged: Staged, config: IngestConfig, evaluation: EvaluationIndex, replaced: Collection[str] = ()
+    table: Table,
+    staged: Staged,
+    config: IngestConfig,
+    evaluation: EvaluationIndex,
+    replaced: Collection[str] = (),
+    alike: Collection[str] = (),
 ) -> Decided:
     """The fate of every staged row, as the table is now. Call it with the right to commit.
 
     The refusals of these shards, and of what they replace (`replaced`, ids), do not count: a rerun after a kill must not see more or fewer.
+    Pictures of the shards `alike` (ids) are no near duplicates of anything.
     """
     parts, locations = [CANDIDATES.empty_table()], [pa.array([], pa.string())]
     for shard, (job, _) in staged.items():
         index = staging.read_index(table, job.revision, shard.id)
         columns = {
-            **{name: index[name] for name in ("uid", "sha256", "phash", "caption_hash", "key")},
+            **{name: index[name] for name in ("uid", "sha256", "caption_hash", "key")},
+            "phash": pa.repeat(pa.scalar(_NO_HASH, pa.uint64()), index.num_rows) if shard.id in alike else index["phash"],
             "shard": pa.repeat(shard.id, index.num_rows),
             "uri": pa.repeat(shard.uri, index.num_rows),
             "position": pa.array(np.arange(index.num_rows)),
@@ -114,8 +123,7 @@ def decide_staged(
         parts.append(pa.table(columns, schema=CANDIDATES))
         locations += index["location"].chunks
     candidates = pa.concat_tables(parts).combine_chunks()
-    images = pa.concat_arrays([*candidates["sha256"].chunks, evaluation.sha256]) if len(evaluation.sha256) else candidates["sha256"]
-    rows = known.of(table, images, [*(shard.id for shard in staged), *replaced])
+    rows = known.of(table, candidates["sha256"], [*(shard.id for shard in staged), *replaced])
     comparison = None
     notes = list(evaluation.problems)
     if len(evaluation.ids):
@@ -123,7 +131,6 @@ def decide_staged(
         comparison = decontaminate.compare(
             candidates["sha256"].combine_chunks(), candidates["phash"].to_numpy(), evaluation, rule.threshold, rule.margin
         )
-        notes += _leaked(decontaminate.leaks_in_table(rows, evaluation, rule.threshold))
     verdict = decide(candidates, rows, config.dedup, None if comparison is None else comparison.leaks())
     notes += [
         f"the table's row {one.row} is the placeholder {one.name}, of which {one.copies} copies came with {one.captions} captions; "
@@ -134,12 +141,22 @@ def decide_staged(
     return Decided(staged, candidates, pa.chunked_array(locations), verdict, set(table.ledger.uris()), comparison, notes)
 
 
-def _leaked(found: TableLeaks) -> list[str]:
-    if not found.uids:
+def leaks_of(table: Table, config: IngestConfig, evaluation: EvaluationIndex) -> list[str]:
+    """A note if rows of the table show evaluation images, since they came before the set was named; and a file that `mtv forget` takes."""
+    if not len(evaluation.ids) or not table.exists():
         return []
+    rows = known.of(table, evaluation.sha256, [])
+    found = decontaminate.leaks_in_table(rows, evaluation, config.decontaminate.threshold)
+    if not found.uids:
+        table.files.remove(LEAKS)
+        return []
+    table.files.write(LEAKS, "".join(f"{uid}\n" for uid in found.uids).encode())
     some = ", ".join(f"{uid} ({name})" for uid, name in zip(found.uids[:_LISTED], found.ids[:_LISTED], strict=True))
     more = f" and {len(found.uids) - _LISTED} more" if len(found.uids) > _LISTED else ""
-    return [f"{len(found.uids)} rows of the table show evaluation images: {some}{more}; remove them with `mtv forget`"]
+    return [
+        f"{len(found.uids)} rows of the table show evaluation images: {some}{more}; "
+        f"remove them with `mtv forget --uids {table.files.path(LEAKS)}`"
+    ]
 
 
 def _message(fate: Fate, survivor: str | None, distance: int) -> str:

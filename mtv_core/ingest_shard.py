@@ -35,8 +35,8 @@ class ShardJob:
 
     @property
     def revision(self) -> str:
-        """Names the staging: another configuration, or other samples of the shard, are other work."""
-        return staging.revision_of(self.config.revision(), self.keys)
+        """Names the staging: another configuration or reading, or other samples of the shard, are other work."""
+        return staging.revision_of(self.config.revision(), self.shard.reading, self.keys)
 
 
 def stage_shard(job: ShardJob) -> StagedShard:

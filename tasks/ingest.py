@@ -81,7 +81,7 @@ def valid(run: Run, ref: StageRef) -> bool:
 
 
 def _done(shard: ShardRef, known: Mapping[str, LedgerEntry]) -> bool:
-    return shard.uri in known and known[shard.uri].is_of(shard.identity)
+    return shard.uri in known and known[shard.uri].is_of(shard)
 
 
 def _drawn(source: SourceConfig, known: Mapping[str, LedgerEntry]) -> bool:

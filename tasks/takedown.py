@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from mtv_core.dataset_export import ledger as exports
-from mtv_core.dataset_export.ledger import ExportRecord
 from mtv_core.executor import Progress
 from mtv_core.ingest_config import IngestConfig
-from mtv_core.store import takedown, takedown_runs
+from mtv_core.store import exports, takedown, takedown_runs
+from mtv_core.store.exports import ExportRecord
 from mtv_core.store.table import Table
 from mtv_core.store.takedown_journal import Journal
 from mtv_core.store.takedown_request import Request

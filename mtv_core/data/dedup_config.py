@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-from mtv_core.data.sources.config import SourceConfig
+from mtv_core.data.sources.config import Sources
 
 MAX_THRESHOLD = 12  # bits of 64; two pictures that have nothing to do with each other are 32 apart, and a few in a million pairs below 12
 
@@ -44,7 +44,7 @@ class DedupConfig(BaseModel, frozen=True, extra="forbid"):
 class DecontaminateConfig(BaseModel, frozen=True, extra="forbid"):
     """Evaluation sets whose pictures never become training data."""
 
-    sets: list[SourceConfig] = Field([], description="of the same formats as training data; captions are not needed")
+    sets: Sources = Field([], description="of the same formats as training data; captions are not needed")
     threshold: int | None = Field(
         8,
         ge=0,

@@ -60,6 +60,7 @@ SHARDS = pa.schema(
         pa.field("ingest_id", pa.string(), nullable=False),
         pa.field("content", pa.string()),  # fingerprint of the samples that were read
         pa.field("replaces", pa.string()),  # id of the shard that was behind the same URI before
+        pa.field("reading", pa.string()),  # hash of format and named columns
     ]
 )
 

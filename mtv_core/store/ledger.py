@@ -8,6 +8,7 @@ import pyarrow as pa
 from pydantic import BaseModel, Field
 
 from mtv_core.data.schema import SHARDS
+from mtv_core.data.sources.base import ShardRef
 from mtv_core.store.dataset import append_rows, open_dataset
 
 BY_CONTENT = "+sha256:"  # in an identity: what follows told the shard from another of the same size and time
@@ -29,9 +30,11 @@ class LedgerEntry(BaseModel, frozen=True, extra="forbid"):
     content: str | None = Field(None, description="fingerprint of the samples that were read (`data.fingerprint`); null in older ledgers")
     replaces: str | None = Field(None, description="id of the shard that was behind the same URI before")
 
-    def is_of(self, identity: str) -> bool:
-        """Whether a file that shows this identity now is the one that was read."""
-        return self.identity.partition(BY_CONTENT)[0] == identity
+    reading: str | None = Field(None, description="how it was read (`ShardRef.reading`); null in older ledgers")
+
+    def is_of(self, shard: ShardRef) -> bool:
+        """Whether a shard is, as far as its identity shows, what was read, and was read as it would be now."""
+        return self.identity.partition(BY_CONTENT)[0] == shard.identity and self.reading in (None, shard.reading)
 
 
 class Ledger:

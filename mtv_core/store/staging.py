@@ -1,7 +1,7 @@
 """What workers of an ingest leave for the committer, at places that follow from the input alone.
 
     <table>/_staging/ingest/<revision of the configuration>/<shard id>/rows.arrow     rows of the schema SAMPLES, without ingest_id
-                                                                     /index.parquet  what deduplication has to know of them
+                                                                     /index.arrow     what deduplication has to know of them
                                                                      /rejects.arrow   its refusals
                                                                      /shard.json     last of all: counts; the shard is staged
                             /fragments/<hash>.json   data files written into the table but not published
@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from lance.fragment import FragmentMetadata
 from pydantic import BaseModel, Field, ValidationError
 
@@ -77,9 +76,10 @@ class Piece(BaseModel, frozen=True, extra="forbid"):
     positions: list[int]
 
 
-def revision_of(config: str, keys: Collection[str] | None) -> str:
-    """Names the staging of a configuration's revision, for whole shards or for some of their samples."""
-    return config if keys is None else hashlib.sha256(json.dumps([config, sorted(keys)]).encode()).hexdigest()[:16]
+def revision_of(config: str, reading: str, keys: Collection[str] | None) -> str:
+    """Names the staging of a configuration's revision, for shards read in one way, whole or some of their samples."""
+    document = json.dumps([config, reading, None if keys is None else sorted(keys)])
+    return hashlib.sha256(document.encode()).hexdigest()[:16]
 
 
 def shard_folder(revision: str, shard: str) -> str:
@@ -112,7 +112,7 @@ class ShardWriter:
         self._waiting: list[dict[str, Any]] = []
         self._waiting_bytes = 0
         self._refused: list[dict[str, Any]] = []
-        self._index: dict[str, list[Any]] = {name: [] for name in INDEX.names}
+        self._index: list[dict[str, Any]] = []
         self.num_rows = self.num_rejects = self.num_refused = 0
         self.bytes_written = 0
 
@@ -120,6 +120,7 @@ class ShardWriter:
         with self._explained(), contextlib.ExitStack() as opening:  # a half-opened one is closed here, not by the garbage collector
             self._rows = self._opened(opening, "rows", ROWS)
             self._rejects = self._opened(opening, "rejects", REJECTS)
+            self._indices = self._opened(opening, "index", INDEX)
             self._stack = opening.pop_all()
         return self
 
@@ -148,11 +149,9 @@ class ShardWriter:
     def add(self, row: dict[str, Any], location: str) -> None:
         """Add one row of the schema `ROWS`, found at a location."""
         self._waiting.append(row)
-        self._waiting_bytes += len(row["image"])
-        for name in ("uid", "sha256", "key", "phash"):
-            self._index[name].append(row[name])
-        self._index["caption_hash"].append(caption_hash(row["caption"]))
-        self._index["location"].append(location)
+        self._waiting_bytes += len(row["image"]) + len(row["meta"] or "") + len(row["caption_raw"])
+        index = {name: row[name] for name in ("uid", "sha256", "key", "phash")}
+        self._index.append({**index, "caption_hash": caption_hash(row["caption"]), "location": location})
         self.num_rows += 1
         self.bytes_written += len(row["image"])
         if len(self._waiting) >= _BATCH_ROWS or self._waiting_bytes >= _BATCH_BYTES:
@@ -171,7 +170,8 @@ class ShardWriter:
             with self._explained():
                 columns = [pa.array([row[field.name] for row in self._waiting], field.type) for field in ROWS]
                 self._rows.write_batch(pa.RecordBatch.from_arrays(columns, schema=ROWS))
-            self._waiting, self._waiting_bytes = [], 0
+                self._indices.write_batch(pa.RecordBatch.from_pylist(self._index, schema=INDEX))
+            self._waiting, self._waiting_bytes, self._index = [], 0, []
 
     def _flush_rejects(self) -> None:
         if self._refused:
@@ -180,10 +180,8 @@ class ShardWriter:
             self._refused = []
 
     def finish(self, staged: StagedShard) -> None:
-        """Write index and record; call it after the block. Only now the shard is staged."""
+        """Write the record; call it after the block. Only now the shard is staged."""
         with self._explained():
-            with self._files.create(f"{self._folder}/index.parquet") as file:
-                pq.write_table(pa.table(self._index, schema=INDEX), file)
             fault_point("ingest.staged")
             self._files.write(f"{self._folder}/shard.json", staged.model_dump_json().encode())
 
@@ -199,13 +197,16 @@ class TargetError(OSError):
 
 def read_index(table: Table, revision: str, shard: str) -> pa.Table:
     """What deduplication has to know of the rows of a staged shard (`INDEX`), in order."""
-    with table.files.open(f"{shard_folder(revision, shard)}/index.parquet") as file:
-        return pq.read_table(file)
+    return _whole(table, f"{shard_folder(revision, shard)}/index.arrow")
 
 
 def read_rejects(table: Table, revision: str, shard: str) -> pa.Table:
     """The refusals of a staged shard, of the schema REJECTS."""
-    with table.files.open(f"{shard_folder(revision, shard)}/rejects.arrow") as file, pa.ipc.open_stream(file) as reader:
+    return _whole(table, f"{shard_folder(revision, shard)}/rejects.arrow")
+
+
+def _whole(table: Table, name: str) -> pa.Table:
+    with table.files.open(name) as file, pa.ipc.open_stream(file) as reader:
         return reader.read_all()
 
 

@@ -15,12 +15,11 @@ from typer.testing import CliRunner, Result
 
 from mtv_core import runs
 from mtv_core.config import PipelineConfig
-from mtv_core.dataset_export import ledger
-from mtv_core.dataset_export.ledger import ExportRecord
 from mtv_core.report import StageRef
 from mtv_core.runs import RunRecord, RunStatus, StageRecord, TableState
-from mtv_core.store import takedown_journal
+from mtv_core.store import exports, takedown_journal
 from mtv_core.store.denylist import KEY_VARIABLE, Denylist
+from mtv_core.store.exports import ExportRecord
 from mtv_core.store.slice_config import SliceConfig
 from mtv_core.store.table import Table
 from tasks import takedown, tracking
@@ -211,7 +210,7 @@ def test_exports(forget: Forget, made: tuple[Table, dict[str, str]]) -> None:
     assert f"export     /a  24 rows as webdataset, of {tags['three']}" in result.output
     assert "export     /c  24 rows as webdataset, of version 3, whether it had the rows is not known" in result.output
     assert "export     /b" not in result.output
-    assert len(ledger.read_all(table)) == 3  # the record of a copy stays, whatever it says
+    assert len(exports.read_all(table)) == 3  # the record of a copy stays, whatever it says
 
 
 def test_mlflow_runs_pictures_and_models(made: tuple[Table, dict[str, str]], tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tars import picture, sample, shards, tar
 
@@ -340,6 +342,48 @@ class TestChangedShards:
             assert (again.notes, again.report.rows_in) == ([], 0)
 
 
+class TestReading:
+    def parquet(self, path: Path, **columns: list[Any]) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"photo": [picture(n, (64, 48)) for n in range(3)], **columns}), path)
+        return path
+
+    def ingest(self, table: Path, path: Path, **columns: Any) -> ingest.IngestResult:
+        return ingest.run([SourceConfig(uri=str(path), columns=columns)], str(table), IngestConfig(), SerialExecutor())
+
+    def test_columns_that_are_corrected_are_read(self, tmp_path: Path) -> None:
+        path = self.parquet(tmp_path / "a.parquet", words=["one picture", "two pictures", "three pictures"])
+        with pytest.raises(ValueError, match="MissingColumns"):
+            self.ingest(tmp_path / "t", path)
+        with pytest.raises(ValueError, match="MissingColumns"):
+            self.ingest(tmp_path / "t", path, image="photo")
+        result = self.ingest(tmp_path / "t", path, image="photo", captions=["words"])
+        assert (result.rows, reasons(tmp_path / "t")) == (3, [])
+        assert self.ingest(tmp_path / "t", path, image="photo", captions=["words"]).report.rows_in == 0
+
+    def test_other_captions_of_the_same_pictures(self, tmp_path: Path) -> None:
+        """Rows of the table win; it is said that the shard was read in another way."""
+        path = self.parquet(tmp_path / "a.parquet", en=["one picture"] * 3, de=["ein Bild"] * 3)
+        self.ingest(tmp_path / "t", path, image="photo", captions=["en"])
+        result = self.ingest(tmp_path / "t", path, image="photo", captions=["de"])
+        assert "is read in another way than it was ingested: 0 rows are new, 0 are as before" in result.notes[0]
+        assert {row["caption"] for row in rows(tmp_path / "t")} == {"one picture"}
+        assert reasons(tmp_path / "t") == [(f"{n:09d}", "Duplicate") for n in range(3)]
+
+    def test_one_shard_in_two_ways_at_once(self, tmp_path: Path) -> None:
+        path = self.parquet(tmp_path / "a.parquet", en=["one picture"] * 3, de=["ein Bild"] * 3)
+        sources = [SourceConfig(uri=str(path), columns={"image": "photo", "captions": [name]}) for name in ("en", "de")]
+        with pytest.raises(ValueError, match=r"two sources name .*a shard is read in one way"):
+            ingest.run(sources, str(tmp_path / "t"), IngestConfig(), SerialExecutor())
+
+    def test_a_source_whose_pictures_look_alike(self, tmp_path: Path) -> None:
+        large = [picture(1, (240, 160), quality=quality) for quality in (90, 75)]
+        tar(tmp_path / "in" / "0.tar", [m for n, image in enumerate(large) for m in ((f"{n}.jpg", image), (f"{n}.txt", b"large"))])
+        for compared, expected in ((True, 1), (False, 2)):
+            source = SourceConfig(uri=str(tmp_path / "in"), near_duplicates=compared)
+            assert ingest.run([source], str(tmp_path / f"t{compared}"), IngestConfig(), SerialExecutor()).rows == expected
+
+
 class TestRetry:
     def retry(self, table: Path, source: Path, config: dict[str, Any], **choice: Any) -> ingest.IngestResult:
         return ingest.retry([SourceConfig(uri=str(source))], str(table), IngestConfig(**config), SerialExecutor(), **choice)
@@ -405,6 +449,18 @@ class TestEvaluationLeaks:
         assert (refused["key"], refused["error"], refused["survivor"]) == ("000001", "EvaluationLeak", "bench/one")
         assert "1 rows of the table show evaluation images" in result.notes[0]
         assert "bench/seven" in result.notes[0]
+
+    def test_a_set_that_is_named_later(self, tmp_path: Path) -> None:
+        """Nothing is new, and still the table is compared with it; the file of uids is one that a takedown takes."""
+        shards(tmp_path / "in", 1, 8)
+        tar(tmp_path / "bench" / "0.tar", [(f"{n}.jpg", picture(n)) for n in range(7)])
+        run(tmp_path / "t", tmp_path / "in")
+        later = {"decontaminate": {"sets": [str(tmp_path / "bench")]}}
+        [note] = run(tmp_path / "t", tmp_path / "in", **later).notes
+        assert "7 rows of the table show evaluation images" in note
+        assert "and 2 more; remove them with `mtv forget --uids" in note
+        listed = (tmp_path / "t" / "reports" / "leaks.txt").read_text().split()
+        assert sorted(listed) == sorted(row["uid"] for row in rows(tmp_path / "t") if row["key"] != "000007")
 
     def test_a_set_that_cannot_be_read_stops_the_ingest(self, tmp_path: Path) -> None:
         shards(tmp_path / "in", 1, 3)

@@ -29,6 +29,11 @@ class ShardRef:
         """32 hex digits that stand for this file with this content."""
         return hashlib.sha256(f"{self.uri}\0{self.identity}".encode()).hexdigest()[:32]
 
+    @property
+    def reading(self) -> str:
+        """16 hex digits of what decides which samples are seen in it: its format and the columns that were named."""
+        return hashlib.sha256(f"{self.format} {self.columns.model_dump_json()}".encode()).hexdigest()[:16]
+
 
 @dataclass(frozen=True)
 class RawCaption:

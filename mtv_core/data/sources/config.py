@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from mtv_core.data.uris import PlainUri
 
@@ -34,4 +34,16 @@ class SourceConfig(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=
     format: Format = Field("auto", description="auto: by the names of the files and by what is in the folder")
     name: str | None = Field(None, description="what the column `source` says; default: the name of the folder")
     columns: Columns = Columns()
+    near_duplicates: bool = Field(
+        True, description="whether its pictures are compared with others; false where all look alike and none is a copy, as in renderings"
+    )
     images: str | None = Field(None, description="coco and metadata files: the folder the file names are relative to; default: theirs")
+
+
+def _as_list(value: Any) -> Any:
+    """One source or several, each a URI or a mapping."""
+    items = value if isinstance(value, (list, tuple)) else [value]
+    return [{"uri": item} if isinstance(item, str) else item for item in items]
+
+
+Sources = Annotated[list[SourceConfig], BeforeValidator(_as_list)]
