@@ -5,7 +5,7 @@ What is done to a text, in this order, until nothing changes any more:
 1. characters that nobody sees are taken out: controls, bidirectional marks and overrides, zero-width spaces, soft hyphens, byte order
    marks, lone surrogates, private use. Joiners stay where a script or an emoji is written with them, and so do the tags of emoji flags.
 2. HTML is read: entities are written out (`&amp;` → `&`), tags and comments are removed. Alternative texts come from pages, and pages
-   escape twice. Only what HTML knows counts as a tag, so `<3` and `a < b` stay.
+   escape twice. Only what HTML knows counts as a tag, so `<3` and `a < b` stay, and `a<b then c>d`.
 3. piles of combining marks are cut to four.
 4. Unicode NFC: one spelling of each letter. Not NFKC, which would change what is said: ² is not 2.
 5. white space of any kind and length becomes one space.
@@ -19,6 +19,7 @@ import functools
 import html
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -53,8 +54,14 @@ _BLOCK = (
     "blockquote|body|br|center|dd|div|dl|dt|embed|figcaption|figure|footer|h[1-6]|head|header|hr|html|iframe|img|input|li|link|meta|nav|"
     "object|ol|p|picture|pre|script|section|style|table|tbody|td|th|thead|title|tr|ul|video"
 )
-_INLINE_TAG = re.compile(rf"</?(?:{_INLINE})(?:\s[^<>]*)?/?>", re.IGNORECASE)
-_BLOCK_TAG = re.compile(rf"</?(?:{_BLOCK})(?:\s[^<>]*)?/?>|<!--[^<>]{{0,500}}-->|<!doctype[^<>]*>", re.IGNORECASE)
+# What follows a tag's name: nothing, or `name=` or an attribute that HTML knows without a value. Else it is a sum: `a<b then c>d`.
+_ATTRIBUTES = (
+    r"(?:\s+(?:[a-z@:_][\w@:.-]*\s*=[^<>]*"
+    r"|(?:allowfullscreen|async|autoplay|checked|compact|controls|defer|disabled|download|hidden|ismap|itemscope|loop|multiple|muted|"
+    r"nomodule|noshade|nowrap|playsinline|readonly|required|reversed|selected)(?:[\s/][^<>]*)?))?\s*/?"
+)
+_INLINE_TAG = re.compile(rf"</?(?:{_INLINE}){_ATTRIBUTES}>", re.IGNORECASE)
+_BLOCK_TAG = re.compile(rf"</?(?:{_BLOCK}){_ATTRIBUTES}>|<!--[^<>]{{0,500}}-->|<!doctype[^<>]*>", re.IGNORECASE)
 _ROUNDS = 8  # of cleaning; two are enough but for texts made to need more
 
 
@@ -72,7 +79,7 @@ class CaptionConfig(BaseModel, frozen=True, extra="forbid"):
     min_chars: int = Field(1, ge=1, description="characters of the cleaned text; one may be all there is: an ideograph is a word")
     max_chars: int = Field(4096, ge=1, description="characters of the cleaned text; longer ones are pages, not captions")
     max_bytes: int = Field(32_768, ge=1, le=1 << 20, description="of a caption as received; longer ones are refused before they are read")
-    max_captions: int = Field(100, ge=1, description="of one sample; what follows is left out")
+    max_captions: int = Field(100, ge=1, description="of one sample and kind (web, synthetic), as received; what follows is left out")
     html: bool = Field(True, description="write out entities and remove tags")
     boilerplate: bool = Field(True, description="refuse file names, bare URLs and the phrases that pages put where a caption is missing")
     patterns: tuple[str, ...] = Field(
@@ -134,22 +141,35 @@ def choose(received: Sequence[RawCaption], config: CaptionConfig) -> Captions:
         BadCaptionError: not one can be kept; the reason is that of the first.
     """
     kept: dict[str, Caption] = {}
-    raw: str | None = None
+    looked_at: Counter[CaptionKind] = Counter()
     first: BadCaptionError | None = None
-    for one in received[: config.max_captions]:
+    for one in received:
+        looked_at[one.kind] += 1
+        if looked_at[one.kind] > config.max_captions:  # each kind on its own: many of the web do not push out the synthetic ones
+            continue
         try:
-            text = _decode(one.text, config)
-            raw = text if raw is None and text.strip() else raw
-            text = _checked(text, config)
+            text = _checked(_decode(one.text, config), config)
         except BadCaptionError as error:
             first = first or error
         else:
             kept.setdefault(text, Caption(text, one.kind))
-    if not kept or raw is None:
+    if not kept:
         raise first or BadCaptionError(
             "NoCaption", "the sample has no caption; add one, or say where captions are (the source's `columns`)"
         )
-    return Captions(list(kept.values()), raw)
+    return Captions(list(kept.values()), _original(received))
+
+
+def _original(received: Sequence[RawCaption]) -> str:
+    """The first that is text and not blank, whatever the limits are: the uid is made of it. There is one: a caption was kept."""
+    for one in received:
+        try:
+            text = one.text.decode()
+        except UnicodeDecodeError:
+            continue
+        if text.strip():
+            return text
+    raise AssertionError("a caption was kept, yet none is text")
 
 
 def _decode(text: bytes, config: CaptionConfig) -> str:

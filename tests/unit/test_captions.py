@@ -91,7 +91,10 @@ class TestClean:
             ("<b>H</b>ello<br>you <img src='x' alt=y/> there<!-- more -->", "Hello you there"),
             ('<a href="http://x.org/?a=1&amp;b=2">link</a>', "link"),
             ("&#8203;a&nbsp;b&zwnj; &#0;", "a b \ufffd"),
+            ("<video controls>clip</video> <table nowrap >x<hr noshade/><p @click = 'y'>z<td disabled class=a>", "clip x z"),
             # What only looks like HTML
+            ("if a<b then c>d", None),
+            ("5<i and i>3, x<p or q>r, a <b c> d", None),
             ("I <3 you, a < b > c, <lora:x:1> <name> AT&T R&D; &copy=1 &unknown;", None),
         ],
     )
@@ -184,6 +187,20 @@ class TestChoose:
     def test_the_original_does_not_depend_on_the_configuration(self) -> None:
         received = [RawCaption(b"a"), RawCaption(b"a longer one")]
         assert choose(received, PLAIN).raw == choose(received, CaptionConfig(min_chars=5)).raw == "a"
+
+    @pytest.mark.parametrize("first", [b"x" * 40_000, b"word " * 1000, b"IMG_1234.JPG", b"a"])
+    def test_the_original_does_not_depend_on_any_limit(self, first: bytes) -> None:
+        received = [RawCaption(b""), RawCaption(first), RawCaption(b"a longer one", "synthetic")]
+        generous = CaptionConfig(max_bytes=1 << 20, max_chars=1 << 20, boilerplate=False)
+        for config in (PLAIN, generous, CaptionConfig(max_bytes=20), CaptionConfig(max_captions=1), CaptionConfig(min_chars=5)):
+            assert choose(received, config).raw.encode() == first
+
+    def test_many_of_the_web_do_not_push_out_the_synthetic_ones(self) -> None:
+        web = [RawCaption(f"dog {n}".encode()) for n in range(5)]
+        synthetic = [RawCaption(f"cat {n}".encode(), "synthetic") for n in range(5)]
+        config = CaptionConfig(max_captions=2)
+        for received in ([*web, *synthetic], [*synthetic, *web], [one for pair in zip(web, synthetic, strict=True) for one in pair]):
+            assert sorted(caption.text for caption in choose(received, config).kept) == ["cat 0", "cat 1", "dog 0", "dog 1"]
 
     @pytest.mark.parametrize(
         ("received", "reason"),
