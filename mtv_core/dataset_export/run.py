@@ -43,9 +43,6 @@ from mtv_core.store import exports
 from mtv_core.store.table import Table
 from mtv_core.store.view import View
 
-# What an export has at the top of its folder. The manifest goes first: without it nothing looks whole.
-_OURS = (MANIFEST, "dataset_dict.json", card.CARD, STATE, "train", "held_out", "data")
-
 
 def run(
     table: Table,
@@ -67,7 +64,7 @@ def run(
         version: number of one.
         executor: writes shards side by side; None: one after the other, here.
         progress: told rows.
-        overwrite: an earlier export in the folder is removed first. Nothing else ever is.
+        overwrite: an earlier export in the folder is removed first, file by file. Nothing else ever is.
 
     Raises:
         FileNotFoundError: no such table, tag or version; or it went away meanwhile.
@@ -89,8 +86,7 @@ def run(
         what = f"{folder.uri} holds {'an' if finished else 'an unfinished'} export of something else"
         raise ValueError(f"{what} ({'; '.join(plan.different(earlier))}): choose another folder, or replace it with --overwrite")
     if earlier is not None and overwrite and (earlier != plan or finished):
-        for name in _OURS:
-            folder.remove(name)
+        shards.clear(folder, earlier, finished)
         exports.drop(table, folder.uri, earlier.id)
         finished = None
     folder.write(PLAN, json_bytes(plan.model_dump(mode="json")))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +15,11 @@ from numpy.typing import NDArray
 from mtv_core.data.files import Files
 from mtv_core.data.schema import LABELS
 from mtv_core.data.stats import Tally
+from mtv_core.dataset_export.card import CARD
 from mtv_core.dataset_export.config import Format, Split
 from mtv_core.dataset_export.hf import HuggingFace
 from mtv_core.dataset_export.parquet import Parquet
-from mtv_core.dataset_export.plan import FileRecord, Plan, read_record, state_of
+from mtv_core.dataset_export.plan import MANIFEST, FileRecord, Manifest, Plan, read_record, state_of
 from mtv_core.dataset_export.rows import ahead, pieces
 from mtv_core.dataset_export.webdataset import WebDataset
 from mtv_core.dataset_export.writer import Hashed, Writer
@@ -125,6 +128,30 @@ class _Seen:
                 known = self.revisions.setdefault(expert, {})
                 for pair in piece[f"{expert}_rev"].value_counts().to_pylist():
                     known[pair["values"] or ""] = known.get(pair["values"] or "", 0) + pair["counts"]
+
+
+def clear(folder: Files, plan: Plan, manifest: Manifest | None) -> None:
+    """Remove an export, whole or begun, by the names of its files; then the folders that this left empty. Other files stay.
+
+    What says that it is whole goes first, so that a kill leaves nothing that looks so.
+    """
+    writer = WRITERS[plan.format]
+    paths = [writer.shard(plan, split, index) for split in plan.rows for index in range(plan.num_shards(split))]
+    others = [*writer.others(plan, pa.schema([]), {split: [] for split in plan.rows}), CARD]
+    listed = [file.path for file in manifest.files] if manifest is not None else []
+    names = dict.fromkeys([MANIFEST, *reversed(others), *listed, *paths, *map(state_of, paths)])
+    ours = [name for name in names if not name.startswith("/") and ".." not in name.split("/")]  # whoever edited the manifest
+    for name in ours:
+        folder.remove(name)
+    if not folder.local:
+        return
+    for parent in sorted({str(Path(folder.path(name)).parent) for name in ours} - {folder.uri}, reverse=True):
+        names_here = {Path(name).name for name in ours if str(Path(folder.path(name)).parent) == parent}
+        for partial_file in Path(parent).glob(".*.partial"):  # of a writer that was killed
+            if partial_file.name[1:].rsplit(".", 3)[0] in names_here:
+                partial_file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty, or not there
+            Path(parent).rmdir()
 
 
 def _there(folder: Files, path: str) -> FileRecord | None:

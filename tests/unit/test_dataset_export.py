@@ -423,6 +423,37 @@ class TestRefusals:
         ]
         assert [record.format for record in copies.read_all(made[0]) if record.uri == str(tmp_path / "out")] == ["parquet"]
 
+    @pytest.mark.parametrize("name", FORMATS)
+    @pytest.mark.parametrize("whole", [True, False])
+    def test_overwrite_leaves_the_files_of_others_where_they_are(
+        self, made: tuple[Table, str], tmp_path: Path, name: str, whole: bool
+    ) -> None:
+        out = tmp_path / "out"
+        run(made[0], config(name, out), tag=made[1])
+        shard = next(path for path in sorted(out.rglob("*")) if path.suffix in (".tar", ".parquet", ".arrow"))
+        shard.with_name(f".{shard.name}.123.abcdef01.partial").write_bytes(b"of a writer that was killed")
+        if not whole:
+            (out / "manifest.json").unlink()
+        mine = {f"{folder}/{file}": b"mine" for folder in ("train", "held_out", "data", "other") for file in ("notes.txt", "mine.tar")}
+        for path, content in mine.items():
+            (out / path).parent.mkdir(exist_ok=True)
+            (out / path).write_bytes(content)
+        other = config("webdataset" if name == "hf" else "hf", out, data=SliceConfig(limit=4))
+        run(made[0], other, tag=made[1], overwrite=True)
+        run(made[0], other.model_copy(update={"out": str(tmp_path / "alone")}), tag=made[1])
+        assert contents(out) == {**contents(tmp_path / "alone"), **mine}
+
+    def test_a_manifest_that_was_tampered_with_reaches_nothing_outside(self, made: tuple[Table, str], tmp_path: Path) -> None:
+        run(made[0], config("hf", tmp_path / "out"), tag=made[1])
+        (tmp_path / "mine.txt").write_text("mine")
+        manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+        manifest["files"] += [
+            {"path": path, "bytes": 4, "sha256": ""} for path in ("../mine.txt", str(tmp_path / "mine.txt"), "x/../../mine.txt")
+        ]
+        (tmp_path / "out/manifest.json").write_text(json.dumps(manifest))
+        run(made[0], config("webdataset", tmp_path / "out"), tag=made[1], overwrite=True)
+        assert (tmp_path / "mine.txt").read_text() == "mine"
+
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
