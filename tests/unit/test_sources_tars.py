@@ -115,7 +115,7 @@ class TestKeys:
             ("000001#3", "DuplicateKey"),
         ]
         assert isinstance(found[0], RawSample)
-        assert found[0].image == picture(1)
+        assert [one.image for one in found if isinstance(one, RawSample)] == [picture(n) for n in (1, 7, 2, 7)]  # evaluation looks at all
 
     def test_members_out_of_order(self, tmp_path: Path) -> None:
         both = sample(1) + sample(2)
@@ -250,6 +250,43 @@ class TestLimits:
         path = tar(tmp_path / "0.tar", [("a.jpg", b"i"), ("a.txt", b"A" * 5000), *sample(1)])
         assert [outcome(one) for one in everything(path, limit=4000)] == [("a", "CaptionTooLong"), ("000001", "")]
 
+    @pytest.mark.parametrize("name", ["a.{}.npy", "a.{}", "a.caption{}.txt"])
+    def test_members_of_no_use_are_not_read(self, tmp_path: Path, name: str) -> None:
+        path = tar(tmp_path / "0.tar", [*((name.format(n), bytes(LIMIT)) for n in range(30)), ("a.jpg", b"i"), ("a.txt", b"A"), *sample(1)])
+        tracemalloc.start()
+        found = everything(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert [outcome(one) for one in found] == [("a", ""), ("000001", "")]
+        assert peak < 3 * LIMIT
+
+    def test_of_all_images_one_is_held_and_of_all_texts_as_much_as_one(self, tmp_path: Path) -> None:
+        images = ("avif", "tiff", "tif", "bmp", "gif", "webp", "png", "jpeg", "jpg")
+        texts = ("text", "captions", "alt_text", "synthetic", "recaption", "url", "json")
+        path = tar(tmp_path / "0.tar", [(f"a.{one}", one.encode() * (LIMIT // 5)) for one in (*images, *texts)])
+        tracemalloc.start()
+        [found] = everything(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert isinstance(found, RawSample)
+        assert (found.image, outcome(found)) == (b"jpg" * (LIMIT // 5), ("a", "CaptionTooLong"))
+        assert peak < 4 * LIMIT
+
+    @pytest.mark.parametrize("order", [("png", "jpg"), ("jpg", "png")])
+    def test_the_best_image_whatever_the_order(self, tmp_path: Path, order: tuple[str, ...]) -> None:
+        path = tar(tmp_path / "0.tar", [*((f"a.{one}", one.encode()) for one in order), ("a.txt", b"A")])
+        assert [one.image for one in everything(path) if isinstance(one, RawSample)] == [b"jpg"]
+
+    def test_a_huge_json(self, tmp_path: Path) -> None:
+        """It costs a sample that has its caption elsewhere no more than its meta, and is no missing caption."""
+        document = json.dumps({"caption": "J", "more": "x" * 5000}).encode()
+        path = tar(tmp_path / "0.tar", [("a.jpg", b"i"), ("a.json", document), ("b.jpg", b"i"), ("b.json", document), ("b.txt", b"B")])
+        found = everything(path, limit=4000)
+        assert [outcome(one) for one in found] == [("a", "TooLarge"), ("b", "")]
+        assert [one.meta for one in found if isinstance(one, RawSample)] == [None, None]
+        assert isinstance(found[0], RawSample)
+        assert ".json has 5" in (found[0].problem or ("", ""))[1]
+
     @pytest.mark.parametrize("size", [b"-0000000001\0", b"\xff" * 12, b"\x80" + b"\xff" * 11, b"99999999999\0", b"00000_00000\0"])
     def test_sizes_that_are_none(self, tmp_path: Path, size: bytes) -> None:
         path = tar(tmp_path / "0.tar", sample(1) + sample(2) + sample(3))
@@ -287,6 +324,12 @@ class TestCaptions:
         assert isinstance(found, RawSample)
         assert (found.image, found.url, found.license) == (b"i", "http://p", "mine")
         assert [(one.text, one.kind) for one in found.captions] == [(b"en", "web"), (b"alt", "web"), (b"long", "synthetic")]
+
+    def test_extensions_are_given_in_any_case(self, tmp_path: Path) -> None:
+        path = tar(tmp_path / "0.tar", [("a.Rgb.PNG", b"i"), ("a.en.txt", b"en"), ("a.VLM.txt", b"vlm")])
+        [found] = everything(path, image="RGB.png", captions=["EN.TXT"], synthetic=["vlm.TXT"])
+        assert isinstance(found, RawSample)
+        assert (found.image, [one.text for one in found.captions]) == (b"i", [b"en", b"vlm"])
 
     @pytest.mark.parametrize("value", ["12", "NaN", "{}", "true", "[1]"])
     def test_of_a_wrong_type(self, tmp_path: Path, value: str) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mtv_core.data.sources.base import CaptionKind, RawCaption
@@ -44,6 +44,7 @@ class Fields:
     url: str | None = None
     license: str | None = None
     problem: tuple[str, str] | None = None
+    document: dict[str, Any] | None = None  # of the JSON they were found in
 
 
 def fields(found: Mapping[str, Any], columns: Columns, web: Sequence[str] | None = None) -> Fields:
@@ -76,6 +77,35 @@ def fields(found: Mapping[str, Any], columns: Columns, web: Sequence[str] | None
         _first(found, LICENSE if columns.license is None else (columns.license,)),
         problem,
     )
+
+
+def text_names(columns: Columns) -> list[str]:
+    """What can name a file of a sample that says something of it; `.json` apart. Extensions of files are these in lower case."""
+    web = (*CAPTION_FILES, *WEB) if columns.captions is None else columns.captions
+    synthetic = SYNTHETIC if columns.synthetic is None else columns.synthetic
+    url, license_ = (usual if name is None else (name,) for usual, name in ((URL, columns.url), (LICENSE, columns.license)))
+    return list(dict.fromkeys([*web, *synthetic, *url, *license_]))
+
+
+def of_files(texts: Mapping[str, bytes], json_: bytes | int | None, columns: Columns, captioned: bool = False) -> Fields:
+    """What the files of a sample say, and its JSON, where they say nothing.
+
+    A JSON that is too large to be read costs the sample only if there is no caption without it.
+
+    Args:
+        texts: extension, in lower case → content.
+        json_: content of the `.json`; its bytes if it is too large.
+        columns: which names are meant.
+        captioned: there are captions of people from elsewhere, so those in the JSON are not needed, unless they are named.
+    """
+    document = document_of(json_ if isinstance(json_, bytes) else None)
+    named = {name: texts[name.lower()] for name in text_names(columns) if name.lower() in texts}
+    own = [one for one in CAPTION_FILES if one in texts]
+    found = fields({**document, **named}, columns, own or (() if captioned else None))
+    if isinstance(json_, int) and not found.captions and not captioned:
+        message = f"the file .json has {json_} bytes, more than is read (ingest.max_bytes), and there is no caption but in it"
+        found = replace(found, problem=("TooLarge", message))
+    return replace(found, document=document or None)
 
 
 def _texts(value: Any) -> list[bytes]:
@@ -136,9 +166,19 @@ class Seen:
 
     def name(self, key: str) -> tuple[str, bool]:
         """The key, and whether it was there before; then with `#2`, `#3`, … so that each refusal has a name of its own."""
-        hashed = hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest()
-        count = self._seen[hashed] = self._seen.get(hashed, 0) + 1
-        return (key, False) if count == 1 else (f"{key}#{count}", True)
+        hashed = _hash(key)
+        count = self._seen.get(hashed, 0) + 1
+        if count == 1:
+            self._seen[hashed] = 1
+            return key, False
+        while (other := _hash(f"{key}#{count}")) in self._seen:
+            count += 1
+        self._seen[hashed], self._seen[other] = count, 1
+        return f"{key}#{count}", True
+
+
+def _hash(key: str) -> bytes:
+    return hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest()
 
 
 def printable(name: str) -> str:
@@ -155,7 +195,6 @@ def unused(found: Mapping[str, Any], columns: Columns, without: Sequence[str] = 
     taken = {*web, *(SYNTHETIC if columns.synthetic is None else columns.synthetic), *without}
     for usual, name in ((URL, columns.url), (LICENSE, columns.license)):
         taken.update([name] if name else [one for one in usual if found.get(one)][:1])
-
     if columns.image:
         taken.add(columns.image)
     return [name for name in found if name not in taken]

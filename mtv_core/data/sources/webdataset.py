@@ -1,6 +1,7 @@
 """Webdataset tars, as img2dataset writes them: `KEY.jpg`, `KEY.txt`, `KEY.json`, the members of a sample side by side.
 
 Read as a stream, so a shard may be of any size and in any store. A tar that stops in the middle gives what came whole before that.
+Of a sample one image is held, and as many bytes of text as one image may have; every other member is passed over unread.
 A sample with a member that has no business in a data set (a link, a device, a name that leaves the folder) is refused whole.
 """
 
@@ -16,7 +17,7 @@ from mtv_core.data.sources.access import Opened, Options, hidden, opened, safe_n
 from mtv_core.data.sources.base import RawSample, ShardRef
 from mtv_core.data.sources.compression import Compressed, decompressed
 from mtv_core.data.sources.format import Format, Samples, damaged
-from mtv_core.data.sources.records import CAPTION_FILES, IMAGES, Seen, document_of, fields, printable
+from mtv_core.data.sources.records import IMAGES, Seen, of_files, printable, text_names
 from mtv_core.report import Reject
 
 _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)  # key up to the first dot of the base name, extension after it
@@ -104,7 +105,7 @@ class _CutError(tarfile.ReadError):
 class _Part(NamedTuple):
     key: str
     extension: str
-    content: bytes | int  # its size, if it is too large to be read
+    content: bytes | int  # its size, if it was not read
     problem: str | None = None
 
 
@@ -118,8 +119,8 @@ class WebDataset(Format):
         """See `Format.read`. The sample at which a damaged tar stops is left out, since nobody knows whether it was whole."""
         with opened(shard.uri, storage_options) as file:
             forward = _Forward(decompressed(file))
-            parts = _parts(forward, max_bytes)
-            samples = _Samples(shard)
+            samples = _Samples(shard, max_bytes)
+            parts = _parts(forward, samples)
             whole = 0
             while True:
                 try:
@@ -154,8 +155,8 @@ def _damage(shard: ShardRef, file: _Forward, whole: int, error: Exception) -> Re
     )
 
 
-def _parts(file: _Forward, max_bytes: int) -> Iterator[_Part]:
-    """Every file of the archive.
+def _parts(file: _Forward, samples: _Samples) -> Iterator[_Part]:
+    """Every file of the archive, with its content if `samples`, which has got those before it, can use it.
 
     Raises:
         Exception: the archive is damaged from here on.
@@ -174,10 +175,11 @@ def _parts(file: _Forward, max_bytes: int) -> Iterator[_Part]:
             if problem is not None:
                 key, extension = name.groups() if name else (member.name, "")
                 message = f"the member {printable(member.name)!r} {problem}; pack the file itself, under a plain name"
-                yield _Part(key, extension.lower(), b"", message)
+                yield _Part(key, extension.lower(), 0, message)
             elif name and member.isreg() and not hidden(member.name):
                 try:
-                    content = member.size if member.size > max_bytes else _content(tar, file, member)
+                    read = samples.wants(name[1], name[2].lower(), member.size)
+                    content = _content(tar, file, member) if read else member.size
                 except tarfile.ReadError as error:
                     raise _CutError(str(error), name[1]) from None
                 yield _Part(name[1], name[2].lower(), content)
@@ -203,14 +205,30 @@ def _content(tar: tarfile.TarFile, file: _Forward, member: tarfile.TarInfo) -> b
 class _Samples:
     """Parts → samples. A key that comes again names another sample, which is refused: members of a sample lie side by side."""
 
-    def __init__(self, shard: ShardRef) -> None:
-        self.shard, self.columns = shard, shard.columns
+    def __init__(self, shard: ShardRef, max_bytes: int) -> None:
+        self.columns, self.max_bytes = shard.columns, max_bytes
         self.parts: dict[str, bytes | int] = {}
         self.key: str | None = None
         self.problem: str | None = None
         self.seen = Seen()
         self.images = IMAGES if self.columns.image is None else (self.columns.image.lower(),)
-        self.captions = CAPTION_FILES if self.columns.captions is None else self.columns.captions
+        self.texts = {name.lower() for name in text_names(self.columns)} - {*self.images, "json"}
+
+    def wants(self, key: str, extension: str, size: int) -> bool:
+        """Whether the next member is of use and not too large. An image is let go when a better one of its sample comes."""
+        held = {} if key != self.key or extension in self.parts else self.parts
+        if extension in self.images:
+            rank = self.images.index(extension)
+            if any(one in held for one in self.images[:rank]):
+                return False
+            for one in self.images[rank + 1 :]:
+                if one in held:
+                    held[one] = 0
+        elif extension in self.texts or extension == "json":
+            size += sum(len(content) for one, content in held.items() if one not in self.images and isinstance(content, bytes))
+        else:
+            return False
+        return size <= self.max_bytes
 
     def add(self, part: _Part | None) -> RawSample | None:
         """The sample before this part, if it is complete now. None: the end."""
@@ -226,30 +244,32 @@ class _Samples:
 
     def _sample(self, key: str) -> RawSample:
         name, again = self.seen.name(printable(key))
-        parts, columns = self.parts, self.columns
-        if self.problem is not None:
-            return RawSample(name, None, problem=("UnsafePath", self.problem))
-        if again:
-            message = f"the key {printable(key)!r} came before in this tar; the members of a sample have to lie side by side"
-            return RawSample(name, None, problem=("DuplicateKey", message))
-        large = next((one for one in self.captions if isinstance(parts.get(one), int)), None)
-        if large is not None:
-            message = f"the file .{large} has {parts[large]!s} bytes, more than is read (ingest.max_bytes)"
-            return RawSample(name, None, problem=("CaptionTooLong", message))
+        parts = self.parts
         image = next((parts[one] for one in self.images if one in parts), None)
-        meta = parts.get("json")
-        texts = {one: content for one, content in parts.items() if one not in self.images and one != "json" and isinstance(content, bytes)}
-        own = [one for one in CAPTION_FILES if one in texts]
-        document = document_of(meta if isinstance(meta, bytes) else None)
-        found = fields({**document, **texts}, columns, own or None)
+        json_ = parts.get("json")
+        texts = {one: content for one, content in parts.items() if one in self.texts and isinstance(content, bytes)}
+        found = of_files(texts, json_, self.columns)
         return RawSample(
             key=name,
             image=image if isinstance(image, bytes) else None,
             captions=found.captions,
-            meta=meta if isinstance(meta, bytes) else None,
-            document=document or None,
+            meta=json_ if isinstance(json_, bytes) else None,
+            document=found.document,
             url=found.url,
             license=found.license,
             too_large=image if isinstance(image, int) else 0,
-            problem=found.problem,
+            problem=self._problem(key, again) or found.problem,
         )
+
+    def _problem(self, key: str, again: bool) -> tuple[str, str] | None:
+        if self.problem is not None:
+            return "UnsafePath", self.problem
+        if again:
+            message = f"the key {printable(key)!r} came before in this tar; the members of a sample have to lie side by side"
+            return "DuplicateKey", message
+        large = next((one for one, content in self.parts.items() if one in self.texts and isinstance(content, int)), None)
+        if large is None:
+            return None
+        size = self.parts[large]
+        message = f"the file .{large} has {size!s} bytes, with the sample's other texts more than is read (ingest.max_bytes)"
+        return "CaptionTooLong", message
