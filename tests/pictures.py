@@ -90,6 +90,26 @@ def tiff(pixels: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32], p
     return head + directory + struct.pack(f"{order}I", 0) + extra + data
 
 
+def tiff_planes(planes: NDArray[np.uint8] | NDArray[np.uint16], photometric: int, order: str = "<") -> bytes:
+    """An uncompressed TIFF of [samples, height, width], each plane a strip of its own (PlanarConfiguration 2)."""
+    samples, height, width = planes.shape
+    data = planes.astype(planes.dtype.newbyteorder(order)).tobytes()
+    bits, strip = 8 * planes.dtype.itemsize, len(data) // samples
+    at = 8 + 2 + 12 * 10 + 4  # of what follows the directory: bits, where the strips are, how long they are; then the strips
+    start = at + samples * 10
+    numbers = {256: width, 257: height, 258: at, 259: 1, 262: photometric, 273: at + 2 * samples, 277: samples, 278: height}
+    numbers |= {279: at + 6 * samples, 284: 2}
+    entries = b"".join(
+        struct.pack(f"{order}HHII", tag, 3 if tag == 258 else 4, samples if tag in (258, 273, 279) else 1, value)
+        for tag, value in numbers.items()
+    )
+    lists = struct.pack(f"{order}{samples}H", *[bits] * samples)
+    lists += struct.pack(f"{order}{samples}I", *(start + strip * n for n in range(samples)))
+    lists += struct.pack(f"{order}{samples}I", *[strip] * samples)
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(numbers))
+    return head + entries + struct.pack(f"{order}I", 0) + lists + data
+
+
 def icc(red: tuple[float, float, float], green: tuple[float, float, float], blue: tuple[float, float, float], gamma: float) -> bytes:
     """An RGB matrix profile (ICC version 2): XYZ of the primaries, adapted to D50, and one exponent."""
     return _profile(b"RGB ", {b"rXYZ": _xyz(red), b"gXYZ": _xyz(green), b"bXYZ": _xyz(blue)}, (b"rTRC", b"gTRC", b"bTRC"), gamma)

@@ -8,6 +8,7 @@ import resource
 import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -384,3 +385,37 @@ def test_any_subsampling_is_read(factors: int) -> None:
     scaled = stored(data, max_side=6)
     assert max(scaled.width, scaled.height) == 6
     assert np.abs(np.asarray(opened(scaled), int) - 228).max() <= 2
+
+
+def png_of(colour: int, bits: int, size: tuple[int, int], rows: bytes, interlaced: int = 0, *before: bytes) -> bytes:
+    chunks = [png_chunk(b"IHDR", struct.pack(">IIBBBBB", *size, bits, colour, 0, 0, interlaced)), *before]
+    packed = zlib.compress(rows)
+    chunks += [png_chunk(b"IDAT", packed[:7]), png_chunk(b"IDAT", packed[7:]), png_chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize(
+    ("colour", "bits", "row"), [(0, 8, 41), (0, 1, 6), (2, 8, 121), (2, 16, 241), (4, 8, 81), (6, 8, 161), (0, 16, 81)]
+)
+@pytest.mark.parametrize("value", [b"\0", b"\x5a"])
+def test_a_png_without_its_last_rows_is_refused(colour: int, bits: int, row: int, value: bytes) -> None:
+    rows = (b"\0" + value * (row - 1)) * 30
+    assert stored(png_of(colour, bits, (40, 30), rows)).height == 30
+    assert stored(png_of(colour, bits, (40, 30), rows + b"more")).height == 30
+    for missing in (1, row, 10 * row):
+        assert refused(png_of(colour, bits, (40, 30), rows[:-missing])) == "BrokenImage"
+
+
+def test_an_interlaced_png_without_its_last_rows_is_refused() -> None:
+    # 40 × 30 px in Adam7: 5 × 4, 5 × 4, 10 × 4, 10 × 8, 20 × 7, 20 × 15 and 40 × 15 px
+    rows = b"".join((b"\0" + b"\x5a" * width) * height for width, height in [(5, 4), (5, 4), (10, 4), (10, 8), (20, 7), (20, 15), (40, 15)])
+    assert stored(png_of(0, 8, (40, 30), rows, 1)).height == 30
+    for missing in (1, 41, 300):
+        assert refused(png_of(0, 8, (40, 30), rows[:-missing], 1)) == "BrokenImage"
+
+
+def test_a_refusal_says_something() -> None:
+    """Of a PNG without its palette Pillow raises an error without words."""
+    with pytest.raises(BadImageError, match=r"decoded: \w+") as caught:
+        stored(png_of(3, 8, (40, 30), (b"\0" + b"\1" * 40) * 30))
+    assert caught.value.reason == "BrokenImage"

@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 import simplejpeg
-from pictures import SRGB_PRIMARIES, Pixels, encoded, icc, icc_grey, photo, png16, tiff
+from pictures import SRGB_PRIMARIES, Pixels, encoded, icc, icc_grey, photo, png16, tiff, tiff_planes
 from PIL import Image, ImageCms
 
 from mtv_core.data.images import BadImageError, ImageLimits, StoredImage, store
@@ -104,6 +104,27 @@ def test_the_colour_that_a_sixteen_bit_png_calls_transparent() -> None:
 
 def test_white_is_zero() -> None:
     looks_like(tiff(255 - RAMP, 0), RAMP)
+    looks_like(tiff((255 - RAMP).astype(np.uint16) * 257, 0), RAMP)
+
+
+def test_tiffs_of_kinds_that_pillow_cannot_read_are_refused_as_such() -> None:
+    wide = RAMP.astype(np.uint16) * 257
+    with_alpha = np.dstack([wide, np.full_like(wide, 65535)])
+    planes = np.moveaxis(PHOTO.astype(np.uint16) * 257, 2, 0)
+    for data in (
+        tiff(wide, 0, ">"),
+        tiff(with_alpha, 1, "<", t338=2),
+        tiff(with_alpha, 1, ">", t338=2),
+        tiff_planes(planes, 2),
+        tiff_planes(planes, 2, ">"),
+    ):
+        with pytest.raises(BadImageError) as caught:
+            store(data, LIMITS)
+        assert caught.value.reason == "UnsupportedImage"
+
+
+def test_planes_of_eight_bits() -> None:
+    looks_like(tiff_planes(np.moveaxis(PHOTO, 2, 0), 2), PHOTO)
 
 
 def test_numbers_without_a_white_are_refused() -> None:
@@ -179,8 +200,8 @@ def test_cmyk_of_every_kind() -> None:
     looks_like(adobe, expected, mean=3, worst=60)
     at = adobe.index(b"\xff\xee")
     size = int.from_bytes(adobe[at + 2 : at + 4])
-    plain = encoded(Image.fromarray(255 - np.asarray(ink(PHOTO)), "CMYK"), "JPEG", quality=98)
-    unmarked = plain[:at] + plain[at + 2 + size :]  # no mark: 255 is full ink
+    unmarked = adobe[:at] + adobe[at + 2 + size :]  # without the mark it is shown the same
+    assert "adobe" not in Image.open(io.BytesIO(unmarked)).info
     looks_like(unmarked, expected, mean=3, worst=60)
 
 
@@ -249,3 +270,33 @@ def test_a_grey_profile_is_applied() -> None:
     grey = Image.new("L", (64, 48), 128)
     for data in (encoded(grey, "PNG", icc_profile=icc_grey(1.0)), encoded(grey, "JPEG", icc_profile=icc_grey(1.0))):
         assert abs(seen(store(data, LIMITS))[24, 32] - 188).max() <= 3  # linear light: half of it looks brighter than 128
+
+
+@pytest.mark.parametrize("alpha", [255, 128, 0])
+def test_a_grey_profile_is_applied_to_grey_with_alpha(alpha: int) -> None:
+    grey, linear = np.full((48, 64), 128, np.uint8), icc_grey(1.0)
+    expected = 188 * alpha / 255 + 255 * (1 - alpha / 255)
+    picture = Image.merge("LA", (Image.fromarray(grey), Image.new("L", (64, 48), alpha)))
+    assert abs(seen(store(encoded(picture, "PNG", icc_profile=linear), LIMITS))[24, 32] - expected).max() <= 3
+
+
+def test_a_grey_profile_is_applied_to_grey_with_a_transparent_value() -> None:
+    grey = np.full((48, 64), 128, np.uint8)
+    grey[:, 32:] = 7
+    data = encoded(Image.fromarray(grey), "PNG", icc_profile=icc_grey(1.0), transparency=7)
+    found = seen(store(data, LIMITS))
+    assert abs(found[24, 8] - 188).max() <= 3
+    assert found[24, 56].min() >= 253
+
+
+def test_colours_are_converted_before_they_are_put_on_white() -> None:
+    red = np.zeros((48, 64, 4), np.uint8)
+    red[...] = 200, 0, 0, 128
+    opaque = seen(store(encoded(np.ascontiguousarray(red[..., :3]), "PNG", icc_profile=SWAPPED), LIMITS))[24, 32]
+    found = seen(store(encoded(red, "PNG", icc_profile=SWAPPED), LIMITS))[24, 32]
+    assert abs(found - (opaque * 128 / 255 + 127)).max() <= 3
+
+
+def test_a_grey_profile_of_a_palette_is_ignored() -> None:
+    palette = Image.fromarray(RAMP).convert("P")
+    looks_like(encoded(palette, "PNG", icc_profile=icc_grey(1.0)), RAMP)

@@ -17,8 +17,10 @@ _SAME = 2  # of 255: what two libraries' roundings of the same colours differ by
 
 def to_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """Colours of a picture without palette (`unpacked`), put on white and brought to sRGB."""
-    if image.mode == "RGBA":
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if image.mode in ("LA", "RGBA"):
+        on_white = Image.new("RGB", image.size, "white")
+        on_white.paste(to_rgb(image.convert(image.mode[:-1]), profile), mask=image.getchannel("A"))
+        return on_white
     if image.mode == "LAB":
         lab = ImageCms.createProfile("LAB")
         return _converted(image, ImageCms.buildTransform(lab, _srgb(), "LAB", "RGB"))
@@ -27,7 +29,10 @@ def to_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def unpacked(image: Image.Image, bits: int) -> Image.Image:
-    """A decoded picture in a mode that can be scaled: L, RGB, CMYK, LAB, or RGBA if there is anything transparent.
+    """A decoded picture in a mode that can be scaled: L, RGB, CMYK, LAB, or LA or RGBA if there is anything transparent.
+
+    Grey stays grey, since a grey profile is for grey alone. A palette is colours, and a grey profile of one is ignored: the PNG
+    specification wants RGB there, and browsers hold files to it.
 
     Args:
         image: decoded.
@@ -42,13 +47,13 @@ def unpacked(image: Image.Image, bits: int) -> Image.Image:
         grey = Image.fromarray((values >> (bits - 8)).astype(np.uint8))  # scaled: Pillow's own conversion would clip it
         if not isinstance(transparent, int):
             return grey
-        return Image.merge("RGBA", (grey, grey, grey, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))))
+        return Image.merge("LA", (grey, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))))
     if image.mode in ("I", "F"):
         raise BadImageError("UnsupportedImage", "its pixels are 32-bit numbers, and nothing says which of them is white")
     if bits == 16 and isinstance(transparent, tuple):  # Pillow keeps the upper byte of each sample, but the colour as it was
         image.info["transparency"] = tuple(value >> 8 for value in transparent)
     if image.has_transparency_data:
-        return image.convert("RGBA")
+        return image.convert("LA" if image.mode in ("1", "L", "LA") else "RGBA")
     if image.mode == "1":
         return image.convert("L")
     return image if image.mode in ("L", "RGB", "CMYK", "LAB") else image.convert("RGB")

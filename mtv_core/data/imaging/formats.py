@@ -19,6 +19,7 @@ from PIL import Image, ImageFile
 from mtv_core.data.imaging.base import BadImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+_UNKNOWN = ("unknown pixel mode", "unknown data organization", "Unsupported BMP")  # what Pillow says of whole files that it cannot read
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright, 5 … 8 lie on their side
 
 
@@ -146,6 +147,8 @@ def careful(what: str) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise BadImageError("TooManyPixels", str(error)) from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, IndexError, …
-        raise BadImageError("BrokenImage", f"the image is cut or damaged, {what}: {error}") from None
+        if str(error).startswith(_UNKNOWN):
+            raise BadImageError("UnsupportedImage", f"the image is of a kind that is not read: {error}") from None
+        raise BadImageError("BrokenImage", f"the image is cut or damaged, {what}: {str(error) or type(error).__name__}") from None
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = lenient

@@ -37,8 +37,10 @@ def store(header: Header, limits: ImageLimits) -> StoredImage:
     pixels = _decode(header, {"L": "GRAY"}.get(channels, channels), reduced)
     if channels == "RGB" and max(reduced) <= limits.max_side and header.orientation == 1 and header.profile is None:
         return raster.encode(pixels, limits)  # as it nearly always is
-    if channels == "CMYK" and "adobe" in header.image.info:
-        np.invert(pixels, out=pixels)  # Adobe's mark also says: 0 is full ink
+    if channels == "CMYK":
+        # 0 is full ink, with Adobe's mark and without: so Chromium (SetPixel<JCS_CMYK>), Firefox (cmyk_convert_rgb) and Pillow ("assume
+        # adobe conventions") show every such JPEG, and so whoever chose or captioned it saw it. libjpeg gives the samples as stored.
+        np.invert(pixels, out=pixels)
     image = Image.frombuffer(channels, reduced, pixels, "raw", channels, 0, 1)
     return raster.encode(raster.finish(image, header, limits), limits)
 
@@ -118,5 +120,5 @@ def _decode_by_pillow(header: Header, colours_: str, size: tuple[int, int]) -> N
         image = image.resize(size, Image.Resampling.BOX)
     pixels = np.array(image)
     if colours_ == "CMYK":
-        np.invert(pixels, out=pixels)  # Pillow has applied Adobe's rule already
+        np.invert(pixels, out=pixels)  # Pillow inverts every CMYK JPEG, marked or not: back to the samples as stored
     return pixels[..., None] if pixels.ndim == 2 else pixels

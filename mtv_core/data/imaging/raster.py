@@ -7,11 +7,11 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from mtv_core.data.imaging import colours, hashing
-from mtv_core.data.imaging.base import ImageLimits, StoredImage
+from mtv_core.data.imaging import colours, hashing, png
+from mtv_core.data.imaging.base import BadImageError, ImageLimits, StoredImage
 from mtv_core.data.imaging.formats import Header, careful
 
-_BITS_PER_SAMPLE = 258  # TIFF tag
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANAR_CONFIGURATION = 258, 262, 284  # TIFF tags
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -31,8 +31,16 @@ def store(header: Header, limits: ImageLimits) -> StoredImage:
     """
     with careful("it cannot be decoded"):
         bits = _bits_per_sample(header)
+        tags = header.image.tag_v2 if header.format == "TIFF" else {}  # type: ignore[attr-defined]
+        if bits > 8 and tags.get(_PLANAR_CONFIGURATION) == 2 and len(header.image.getbands()) > 1:
+            raise BadImageError("UnsupportedImage", "it has more than 8 bits a sample, in planes, which Pillow misreads")
         header.image.load()
-        image = colours.unpacked(header.image, bits)
+        if header.format == "PNG":
+            png.check_rows(header.data, header.image)
+        image: Image.Image = header.image
+        if image.mode.startswith("I;16") and tags.get(_PHOTOMETRIC) == 0:  # white is 0, which Pillow knows of 8 bits only
+            image = Image.fromarray(np.invert(np.asarray(image)))
+        image = colours.unpacked(image, bits)
     return encode(finish(image, header, limits), limits)
 
 
