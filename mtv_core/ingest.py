@@ -7,12 +7,14 @@ stage side by side and commit one after the other. A kill leaves staging that th
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from mtv_core import ingest_report
+from mtv_core.budget import BudgetExceededError
 from mtv_core.data.decontaminate import EvaluationIndex
 from mtv_core.data.fingerprint import Fingerprint
 from mtv_core.data.samples import STAGE
@@ -25,6 +27,7 @@ from mtv_core.ingest_decide import evaluation_index, leaks_of
 from mtv_core.ingest_shard import ShardJob, SourceError, stage_shard
 from mtv_core.report import Reject, RejectClass, StageReport
 from mtv_core.store import locks, staging
+from mtv_core.store.denylist import Denylist
 from mtv_core.store.ledger import BY_CONTENT, LedgerEntry
 from mtv_core.store.preflight import check_store
 from mtv_core.store.staging import StagedShard, TargetError
@@ -53,11 +56,12 @@ class _Work:
     shards: list[ShardRef]
     keys: Mapping[str, frozenset[str]] | None = None  # shard id → samples to try again; None: all of each shard
     replaces: dict[str, LedgerEntry] = field(default_factory=dict)  # shard id → what was behind its URI before
+    denied: str = ""  # stands for the deny-list, which does not change while somebody writes
     alike: Collection[str] = ()  # ids of shards whose pictures look alike and are not compared
 
     def job(self, shard: ShardRef) -> ShardJob:
         keys = None if self.keys is None else self.keys[shard.id]
-        return ShardJob(self.table.uri, shard, self.config, self.table.storage_options, keys)
+        return ShardJob(self.table.uri, shard, self.config, self.table.storage_options, keys, self.denied)
 
 
 def run(
@@ -87,13 +91,23 @@ def run(
             pending += _changed_unseen(others, known, table, config.max_bytes, executor, progress)
         replaces = {shard.id: known[shard.uri] for shard in pending if shard.uri in known}
         killed = staging.left_behind(table)
-        work = _Work(table, config, executor, progress, sorted(pending, key=lambda shard: shard.uri), replaces=replaces, alike=alike)
+        work = _Work(
+            table,
+            config,
+            executor,
+            progress,
+            sorted(pending, key=lambda shard: shard.uri),
+            replaces=replaces,
+            denied=_digest(table),
+            alike=alike,
+        )
         evaluation = evaluation_index(table, config, executor, progress)
         late = leaks_of(table, config, evaluation)
         committed = _bring(work, evaluation, late) if pending else Committed(notes=late)
+        ingest_report.finish(table, config)
         _tidy(table, lease, killed or bool(pending), killed)
-    pending_ids = {shard.id for shard in pending}
-    skipped = sum(known[shard.uri].rows_out for shard in found if shard.id not in pending_ids and shard.uri in known)
+    known = table.ledger.latest()
+    skipped = sum(known[shard.uri].rows_out for shard in found if shard.id not in committed.shards and shard.uri in known)
     return _result(table, committed, StageReport(rows_skipped=skipped))
 
 
@@ -142,7 +156,9 @@ def retry(
                 "if they changed, `mtv ingest` reads them again"
             )
         killed = staging.left_behind(table)
-        work = _Work(table, config, executor, progress, shards, {shard.id: chosen[shard.id] for shard in shards}, alike=alike)
+        work = _Work(
+            table, config, executor, progress, shards, {shard.id: chosen[shard.id] for shard in shards}, denied=_digest(table), alike=alike
+        )
         committed = _bring(work, evaluation_index(table, config, executor, progress))
         _tidy(table, lease, True, killed)
     left = sum(len(names) for shard, names in chosen.items() if shard not in {shard.id for shard in shards})
@@ -170,6 +186,10 @@ def _expand(sources: Sequence[SourceConfig], storage_options: Mapping[str, str] 
 def _as_known(shard: ShardRef, entry: LedgerEntry) -> ShardRef:
     """A shard under the id it has in the ledger, which a check of its content may have made."""
     return replace(shard, identity=entry.identity)
+
+
+def _digest(table: Table) -> str:
+    return hashlib.sha256(b"".join(entries for _, entries in Denylist.load(table).lists)).hexdigest()[:16]
 
 
 def _tidy(table: Table, lease: locks.Lease, anything: bool, killed: bool) -> None:
@@ -232,7 +252,7 @@ def _bring(work: _Work, evaluation: EvaluationIndex, notes: Sequence[str] = ()) 
         {shard: (work.job(shard), staged[shard.id]) for shard in work.shards if shard.id in staged}, failed, work.replaces
     )
     committed.notes += notes
-    if committed.ingest_id:
+    if committed.shards:
         committed.files = ingest_report.write(work.table, committed, work.config, seconds=time.monotonic() - began)
     return committed
 
@@ -247,29 +267,59 @@ def _stage_all(work: _Work) -> tuple[dict[str, StagedShard], list[Reject]]:
     failed: list[Reject] = []
     last: Exception | None = None
     stats, lost = IngestStats(), Counter[str]()
-    budget = work.config.failures
-    rate, done, total = Rate(), 0, sum(job.shard.size for job in jobs)
+    rate, done, rows, total = Rate(), 0, 0, sum(job.shard.size for job in jobs)
     rate.update(0, total, rows=0, num_bytes=0)
     work.progress(0, len(jobs), "shards read")
     for outcome in work.executor.map(stage_shard, jobs):
         if outcome.result is not None:
             staged[outcome.item.shard.id] = outcome.result
             stats += outcome.result.stats
+            found = outcome.result.found
+            rows += 0 if found else outcome.result.stats.received
         elif isinstance(outcome.error, TargetError):
             raise outcome.error
         else:
             last = outcome.error
             failed.append(_failure(outcome, work.config.revision()))
             lost[failed[-1].error] += 1
-        done += outcome.item.shard.size
-        rate.update(done, total, rows=stats.received, num_bytes=done)
+            found = False
+        if found:  # by an earlier run: it says nothing of the speed
+            total -= outcome.item.shard.size
+        else:
+            done += outcome.item.shard.size
+        rate.update(done, total, rows=rows, num_bytes=done)
         work.progress(len(staged) + len(failed), len(jobs), f"shards read, {rate}")
-        budget.check(STAGE, stats.failed, stats.received, pieces=len(staged) + len(failed))
-        budget.check(STAGE, lost + Counter(stats.failed_shards), len(staged) + len(failed), unit="shards")
-    budget.check(STAGE, stats.failed, stats.received)
+        _check_budget(work, staged, stats, lost, pieces=len(staged) + len(failed))
+    _check_budget(work, staged, stats, lost, pieces=None)
     if not staged:
         raise OSError(f"none of {len(jobs)} shards could be read; the last one: {last}")
     return staged, failed
+
+
+def _check_budget(work: _Work, staged: Mapping[str, StagedShard], stats: IngestStats, lost: Counter[str], pieces: int | None) -> None:
+    """Stop if too much failed, with an example of each reason. Samples that are tried again failed before: they are not counted."""
+    budget = work.config.failures
+    try:
+        if work.keys is None:
+            budget.check(STAGE, stats.failed, stats.received, pieces=pieces)
+        budget.check(STAGE, lost + Counter(stats.failed_shards), pieces or len(work.shards), unit="shards")
+    except BudgetExceededError as error:
+        wanted = {**stats.failed_shards, **({} if work.keys is not None else stats.failed)}
+        examples = "; ".join(f"{reason}: {text}" for reason, text in sorted(_examples(work, staged, wanted).items()))
+        raise BudgetExceededError(f"{error}. For example {examples}" if examples else str(error)) from None
+
+
+def _examples(work: _Work, staged: Mapping[str, StagedShard], reasons: Collection[str]) -> dict[str, str]:
+    """Reason → where and what, of the first refusal that is staged."""
+    found: dict[str, str] = {}
+    for shard in work.shards:
+        if shard.id in staged and staged[shard.id].rejects:
+            for reject in staging.read_rejects(work.table, work.job(shard).revision, shard.id).to_pylist():
+                if reject["error"] in reasons:
+                    found.setdefault(reject["error"], f"{reject['location']} ({reject['message']})")
+        if found.keys() >= set(reasons):
+            break
+    return found
 
 
 def _failure(outcome: Outcome[ShardJob, StagedShard], revision: str) -> Reject:

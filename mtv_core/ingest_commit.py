@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mtv_core import ingest_pairs
+from mtv_core import ingest_pairs, ingest_report
 from mtv_core.data.decontaminate import EvaluationIndex
 from mtv_core.data.dedup import Fate
 from mtv_core.data.samples import STAGE
@@ -47,6 +47,7 @@ class Committed:
     stats: IngestStats = field(default_factory=IngestStats)  # of everything that was read, and what became of it
     notes: list[str] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
+    shards: list[str] = field(default_factory=list)  # ids of what it brought
     pictures: dict[str, bytes] = field(default_factory=dict)  # name → JPEG: pairs worth looking at
 
 
@@ -107,6 +108,8 @@ class Commit:
             if not self.retrying:  # what another ingest brought meanwhile is done
                 staged = {shard: work for shard, work in staged.items() if shard.uri not in known or not _brought(known[shard.uri], shard)}
             shards = list(staged)
+            if not shards and not failed:
+                return Committed(notes=["another ingest brought all of these shards meanwhile"])
             ingest_id = self._ingest_id(staged)
             seen = staging.last_fragment(self.table)
             decided = decide_staged(
@@ -136,14 +139,16 @@ class Commit:
                 else:
                     self._publish(shards, fragments, seen, rejects, lease, replaces)
                 fault_point("ingest.samples_committed")
+                account = self._account(staged, decided, rejects)
+                notes = [*decided.notes, *self._changed(staged, decided, replaces)]
+                ingest_report.begin(self.table, ingest_id, *account, notes)
                 lease.check()
                 self.table.ledger.append(self._entries(staged, decided, ingest_id, replaces))
                 fault_point("ingest.ledger_committed")
             except OSError as error:
                 raise explain(error, self.table.uri) from error
             pictures = ingest_pairs.sheets(self.table, decided, self.config)
-            notes = [*decided.notes, *self._changed(staged, decided, replaces)]
-        return Committed(ingest_id, *self._account(staged, decided, rejects), notes=notes, pictures=pictures)
+        return Committed(ingest_id, *account, notes, shards=[shard.id for shard in shards], pictures=pictures)
 
     def _ingest_id(self, staged: Staged) -> str:
         names = sorted(f"{job.revision} {shard.id}" for shard, (job, _) in staged.items())
@@ -208,7 +213,7 @@ class Commit:
             return []
         entries = self.table.ledger.read().select(["shard", "uri"]).to_pylist()
         uris = {shard.uri for shard in changed}
-        of_uri = {entry["shard"]: entry["uri"] for entry in entries if entry["uri"] in uris}
+        of_uri = {entry["shard"]: entry["uri"] for entry in entries if entry["uri"] in uris} | {one.id: one.uri for one in changed}
         rows = Counter[str]()
         for name, number in staging.rows_by_shard(self.table, of_uri).items():
             rows[of_uri[name]] += number

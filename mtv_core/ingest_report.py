@@ -10,6 +10,7 @@ Writing the same report again replaces it. Numbers of the table come from its ro
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Protocol
@@ -26,6 +27,7 @@ from mtv_core.store.rejects import Selection
 from mtv_core.store.table import Table
 
 FOLDER = "reports"
+_BEGUN = "begun.json"
 _STAGE = "ingest"
 
 
@@ -66,6 +68,31 @@ class Committed(Protocol):
     pictures: dict[str, bytes]
 
 
+class Unwritten(BaseModel, extra="forbid"):
+    """What an ingest came to, kept from before its ledger until its report is written, so that a kill between them costs only pictures."""
+
+    ingest_id: str
+    report: StageReport
+    stats: IngestStats
+    notes: list[str]
+    pictures: dict[str, bytes] = Field(default_factory=dict)
+
+
+def begin(table: Table, ingest_id: str, report: StageReport, stats: IngestStats, notes: list[str]) -> None:
+    """Keep what the report will say. Call it before the ledger says that the shards are done."""
+    record = Unwritten(ingest_id=ingest_id, report=report, stats=stats, notes=notes)
+    table.files.write(f"{FOLDER}/{ingest_id}/{_BEGUN}", record.model_dump_json(exclude={"pictures"}).encode())
+
+
+def finish(table: Table, config: IngestConfig) -> None:
+    """Write the reports that killed ingests left unwritten, and the card after them."""
+    for name in table.files.names(FOLDER):
+        if _BEGUN in table.files.names(f"{FOLDER}/{name}") and table.exists():
+            with contextlib.suppress(FileNotFoundError):  # its own ingest has written it just now
+                record = Unwritten.model_validate_json(table.files.read(f"{FOLDER}/{name}/{_BEGUN}"))
+                write(table, record, config, seconds=record.report.seconds)
+
+
 def write(table: Table, committed: Committed, config: IngestConfig, *, seconds: float) -> dict[str, str]:
     """Write report, pictures and card; returns name → URI. An ingest is not failed by its report: what cannot be written is noted.
 
@@ -103,6 +130,7 @@ def _write(table: Table, committed: Committed, config: IngestConfig, seconds: fl
     keep("report.md", ingest_pages.markdown(document).encode())
     keep("report.json", document.model_dump_json(indent=1).encode())
     files["README.md"] = refresh_card(table, config, rows)
+    table.files.remove(f"{folder}/{_BEGUN}")
 
 
 def refresh_card(table: Table, config: IngestConfig, rows: summary.Summary | None = None) -> str:

@@ -32,11 +32,15 @@ class ShardJob:
     config: IngestConfig
     storage_options: dict[str, str]
     keys: frozenset[str] | None = None  # None: all
+    denied: str = ""  # stands for what was taken down when the job was made
 
     @property
     def revision(self) -> str:
-        """Names the staging: another configuration or reading, or other samples of the shard, are other work."""
-        return staging.revision_of(self.config.revision(), self.shard.reading, self.keys)
+        """Names the staging: another configuration or reading, other samples of the shard, another deny-list are other work.
+
+        So what a worker stages that outlived its driver and a takedown is never used.
+        """
+        return staging.revision_of(self.config.revision(), self.shard.reading, self.denied, self.keys)
 
 
 def stage_shard(job: ShardJob) -> StagedShard:
@@ -48,7 +52,7 @@ def stage_shard(job: ShardJob) -> StagedShard:
     """
     table = Table.create_or_open(job.table_uri, job.storage_options)
     known = staging.staged_shard(table, job.revision, job.shard.id)
-    return known if known is not None else _Stager(job, table).run()
+    return known.model_copy(update={"found": True}) if known is not None else _Stager(job, table).run()
 
 
 class _Stager:

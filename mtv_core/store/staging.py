@@ -66,6 +66,7 @@ class StagedShard(BaseModel, frozen=True, extra="forbid"):
     state: str
     content: str | None
     stats: IngestStats
+    found: bool = Field(False, description="it was staged by an earlier run")
     tried: list[str] | None = Field(None, description="keys that were found, where only some samples were asked for")
 
 
@@ -76,9 +77,9 @@ class Piece(BaseModel, frozen=True, extra="forbid"):
     positions: list[int]
 
 
-def revision_of(config: str, reading: str, keys: Collection[str] | None) -> str:
-    """Names the staging of a configuration's revision, for shards read in one way, whole or some of their samples."""
-    document = json.dumps([config, reading, None if keys is None else sorted(keys)])
+def revision_of(config: str, reading: str, denied: str, keys: Collection[str] | None) -> str:
+    """Names the staging of a configuration's revision, for shards read in one way with one deny-list, whole or some of their samples."""
+    document = json.dumps([config, reading, denied, None if keys is None else sorted(keys)])
     return hashlib.sha256(document.encode()).hexdigest()[:16]
 
 

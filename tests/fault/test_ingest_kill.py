@@ -134,6 +134,10 @@ def test_killed_at(point: str, kind: str, source: Path, base: Path, undisturbed:
     seen(table)
     run(str(source), str(table), SerialExecutor())
     assert state(table) == undisturbed[kind]
+    reports = {entry["ingest_id"] for entry in undisturbed[kind]["ledger"]}
+    assert all((table / "reports" / one / "report.html").exists() for one in reports)
+    assert not list(table.glob("reports/*/begun.json"))
+    assert f"{len(undisturbed[kind]['rows'])} " in (table / "README.md").read_text()
 
 
 def test_killed_again_and_again(source: Path, undisturbed: dict[str, State], tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ import pytest
 from tars import picture, sample, shards, tar
 
 from mtv_core import ingest, ingest_commit, ingest_shard
-from mtv_core.data.sources import SourceConfig
+from mtv_core.data.sources import SourceConfig, expand
 from mtv_core.executor import Outcome, SerialExecutor
 from mtv_core.ingest_config import IngestConfig
+from mtv_core.store import denylist
 from mtv_core.store.table import Table
 
 
@@ -476,7 +477,41 @@ def test_a_budget_stops_before_anything_is_committed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"ingest was stopped: 8 of 9 samples failed \(8 × BrokenImage\)"):
         run(tmp_path / "t", tmp_path / "in", failures={"min_samples": 5})
     assert not Table.create_or_open(str(tmp_path / "t")).exists()
+    with pytest.raises(ValueError, match=r"For example BrokenImage: .*0\.tar#1 \(the image is"):
+        run(tmp_path / "t", tmp_path / "in", failures={"min_samples": 5})
     assert run(tmp_path / "t", tmp_path / "in", failures={"min_samples": 5, "share": 0.9}).rows == 1
+    source = [SourceConfig(uri=str(tmp_path / "in"))]  # what is tried again failed before: it does not count
+    config = IngestConfig(failures={"min_samples": 5})  # type: ignore[arg-type]
+    assert ingest.retry(source, str(tmp_path / "t"), config, SerialExecutor()).report.rows_rejected == 8
+
+
+def test_what_a_worker_stages_after_a_takedown_is_not_used(tmp_path: Path) -> None:
+    """It outlived its driver: what it read was allowed then."""
+    tar(tmp_path / "in" / "0.tar", [m for n in range(3) for m in sample(n)])
+    [shard] = expand(SourceConfig(uri=str(tmp_path / "in")))
+    run(tmp_path / "t", tar(tmp_path / "other" / "0.tar", sample(9)))
+    table = Table.open(str(tmp_path / "t"))
+    key = denylist.make_key(table)
+    denylist.add(table, key, denylist.hashes(key, {"image": [hashlib.sha256(picture(1)).hexdigest()]}))
+    ingest_shard.stage_shard(
+        ingest_shard.ShardJob(table.uri, shard, IngestConfig(), {}, denied=ingest._digest(Table(str(tmp_path / "new"))))
+    )
+    run(tmp_path / "t", tmp_path / "in")
+    assert [row["key"] for row in rows(tmp_path / "t")] == ["000009", "000000", "000002"]
+    assert reasons(tmp_path / "t") == [("000001", "Forgotten")]
+
+
+def test_speed_does_not_count_what_was_staged_before(tmp_path: Path) -> None:
+    shards(tmp_path / "in", 6, 20)
+    for shard in expand(SourceConfig(uri=str(tmp_path / "in")))[:5]:
+        job = ingest_shard.ShardJob(str(tmp_path / "t"), shard, IngestConfig(), {}, denied=ingest._digest(Table(str(tmp_path / "t"))))
+        assert not ingest_shard.stage_shard(job).found
+        assert ingest_shard.stage_shard(job).found
+    said: list[str] = []
+    ingest.run(
+        [SourceConfig(uri=str(tmp_path / "in"))], str(tmp_path / "t"), IngestConfig(), SerialExecutor(), lambda *told: said.append(told[2])
+    )
+    assert not any("samples/s" in one for one in said[:6])
 
 
 def test_what_killed_runs_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
