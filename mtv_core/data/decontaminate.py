@@ -25,6 +25,7 @@ from mtv_core.data import hamming
 from mtv_core.data.files import Files
 from mtv_core.data.images import BadImageError, ImageLimits, open_image
 from mtv_core.data.sources import ShardRef, SourceConfig, expand, read
+from mtv_core.data.sources.config import Columns
 from mtv_core.executor import Executor, Progress, SerialExecutor, silent
 from mtv_core.report import Reject
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from mtv_core.data.dedup import Known
 
 FOLDER = "_evaluation"  # in the table's
-VERSION = 1  # raise it when images get other perceptual hashes
+VERSION = 2  # raise it when images get other perceptual hashes, or others of a set are indexed
 THUMBNAIL = 160  # px, long side
 INDEX = pa.schema(
     [
@@ -84,7 +85,12 @@ def jobs(
     """
     wide = replace(limits, min_side=1, max_aspect=math.inf)  # what training refuses may still be an evaluation image
     options = dict(storage_options or {})
-    return [IndexJob(table_uri, shard, wide, max_bytes, options) for source in sets for shard in expand(source, storage_options)]
+    pictures = [source.model_copy(update={"columns": _without_captions(source.columns)}) for source in sets]
+    return [IndexJob(table_uri, shard, wide, max_bytes, options) for source in pictures for shard in expand(source, storage_options)]
+
+
+def _without_captions(columns: Columns) -> Columns:
+    return Columns(image=columns.image, key=columns.key, captions=(), synthetic=())
 
 
 def index_shard(job: IndexJob) -> bool:
@@ -119,18 +125,22 @@ def _rows(job: IndexJob, problems: list[str]) -> Iterator[dict[str, Any]]:
                     f"the evaluation set {job.shard.source!r} is damaged: {job.shard.uri}: {raw.message}. What cannot be read cannot "
                     "be kept out of training: repair the file, or take the set out of ingest.decontaminate.sets"
                 )
-            problems.append(f"{job.shard.source}/{raw.key}: {raw.message}")
+            problems.append(_problem(job, raw.key, raw.message))
         elif raw.image is None:
             reason = raw.problem[1] if raw.problem else "larger than ingest.max_bytes" if raw.too_large else "no image"
-            problems.append(f"{job.shard.source}/{raw.key}: {reason}")
-        else:
+            problems.append(_problem(job, raw.key, reason))
+        else:  # whatever is wrong with its captions or its key
             try:
                 stored = open_image(raw.image, job.limits).store()
             except BadImageError as error:
-                problems.append(f"{job.shard.source}/{raw.key}: {error}")
+                problems.append(_problem(job, raw.key, str(error)))
                 continue
             name, sha256 = f"{job.shard.source}/{raw.key}", hashlib.sha256(raw.image).hexdigest()
             yield {"id": name, "sha256": sha256, "phash": stored.phash, "thumbnail": thumbnail(stored.jpeg)}
+
+
+def _problem(job: IndexJob, key: str, reason: str) -> str:
+    return f"{job.shard.source}/{key}: {reason}; this evaluation image cannot be kept out of training"
 
 
 def thumbnail(jpeg: bytes) -> bytes:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tars
 from hypothesis import given, settings
@@ -22,6 +24,7 @@ from mtv_core.data.hamming import usable
 from mtv_core.data.images import ImageLimits, store
 from mtv_core.data.pairs import PairPictures, pairs_gallery
 from mtv_core.data.sources import SourceConfig
+from mtv_core.data.sources.config import Columns
 
 LIMITS = ImageLimits(max_side=512, quality=90, max_pixels=10**7, min_side=64, max_aspect=2)
 CENTRE = 0x0F1E2D3C4B5A6978
@@ -65,6 +68,53 @@ def test_an_index_of_a_set(tmp_path: Path) -> None:
     changed = decontaminate.build(decontaminate.jobs(sets, str(tmp_path / "table"), LIMITS, 10**6))
     assert changed.new
     assert changed.ids.to_pylist() == ["flickr/000", "flickr/001", "flickr/002", "flickr/other"]
+
+
+def test_sets_without_captions(tmp_path: Path) -> None:
+    """In every format; COCO's too, whose other files list the same images."""
+    data = {f"{n}.jpg": encoded(picture(n)) for n in range(3)}
+    table = pa.table({"image": list(data.values()), "label": [1, 2, 3], "id": list(data)})
+    for name in ("parquet", "arrow", "folder", "coco/val2017", "tar"):
+        (tmp_path / name).mkdir(parents=True)
+    pq.write_table(table, tmp_path / "parquet/a.parquet")
+    with pa.OSFile(str(tmp_path / "arrow/a.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    for name, content in data.items():
+        (tmp_path / "folder" / name).write_bytes(content)
+        (tmp_path / "coco/val2017" / name).write_bytes(content)
+    images = [{"id": n, "file_name": name} for n, name in enumerate(data)]
+    instances = {"images": images, "annotations": [{"id": 1, "image_id": 1, "bbox": [1, 2, 3, 4]}, {"id": 2}]}
+    (tmp_path / "coco/instances_val2017.json").write_text(json.dumps(instances))
+    (tmp_path / "coco/image_info_val2017.json").write_text(json.dumps({"images": images}))
+    tars.tar(tmp_path / "tar/a.tar", list(data.items()))
+    expected = sorted(hashlib.sha256(content).hexdigest() for content in data.values())
+    keyed = Columns(key="id", captions=("none",))
+    for source in (
+        SourceConfig(uri=str(tmp_path / "parquet")),
+        SourceConfig(uri=str(tmp_path / "parquet"), columns=keyed),
+        SourceConfig(uri=str(tmp_path / "arrow")),
+        SourceConfig(uri=str(tmp_path / "folder")),
+        SourceConfig(uri=str(tmp_path / "coco/instances_val2017.json")),
+        SourceConfig(uri=str(tmp_path / "coco/image_info_val2017.json")),
+        SourceConfig(uri=str(tmp_path / "tar")),
+    ):
+        index = decontaminate.build(decontaminate.jobs([source], str(tmp_path / "table"), LIMITS, 10**6))
+        assert (sorted(index.sha256.to_pylist()), index.problems) == (expected, []), source
+        if source.columns.key:
+            assert index.ids.to_pylist() == [f"parquet/{name}" for name in data]
+
+
+def test_what_training_refuses_is_indexed(tmp_path: Path) -> None:
+    """A key that comes again, a caption that is none; what cannot be read is told with what follows from it."""
+    first, second, third = (encoded(picture(n)) for n in range(3))
+    tars.tar(tmp_path / "tar/a.tar", [("a.jpg", first), ("b.jpg", second), ("a.jpg", third), ("a.txt", b"x" * 9000), ("c.jpg", b"no")])
+    (tmp_path / "table").mkdir()
+    pq.write_table(pa.table({"image": [first, second, third], "caption": [1, 2, 3], "id": ["x", "y", "x"]}), tmp_path / "table/a.parquet")
+    sets = [SourceConfig(uri=str(tmp_path / "tar")), SourceConfig(uri=str(tmp_path / "table"), columns=Columns(key="id"))]
+    index = decontaminate.build(decontaminate.jobs(sets, str(tmp_path / "t"), LIMITS, 8000))
+    assert index.ids.to_pylist() == ["table/x", "table/x#2", "table/y", "tar/a", "tar/a#2", "tar/b"]
+    assert [note.partition(":")[0] for note in index.problems] == ["tar/c"]
+    assert index.problems[0].endswith("cannot be kept out of training")
 
 
 def test_a_damaged_set_stops_the_ingest_and_leaves_no_index(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from source_files import contents, img2dataset
 from tars import picture, sample, shards, tar
 
 from mtv_core.data.sources import FORMATS, RawSample, ShardRef, SourceConfig, expand, metadata, read, records, source_name
+from mtv_core.data.sources.config import Columns
 from mtv_core.report import Reject
 
 LIMIT = 1 << 20
@@ -100,6 +101,7 @@ class TestExpand:
             ("empty", "folder without shards"),
             ("in/{00000..00009}.tar", "does not exist"),
             ("in/{5..1}.tar", "empty or too long"),
+            ("in/{0..9999}/{0..9999}-{0..9999}.tar", "name more than 1,000,000 files"),
             ("in/other.zip", "cannot tell the format.*unzip it"),
             ("in/other.docx", "cannot tell the format.*expected .tar"),
             ("texts", "without shards: it holds 2 × .docx, 1 × no ending; expected .tar"),
@@ -116,6 +118,14 @@ class TestExpand:
         monkeypatch.chdir(tmp_path)
         with pytest.raises((FileNotFoundError, ValueError), match=message):
             expand(SourceConfig(uri=uri))
+
+    def test_columns_of_no_use_are_not_ignored(self, tmp_path: Path) -> None:
+        shards(tmp_path / "tars", 1, 1)
+        (tmp_path / "images").mkdir()
+        (tmp_path / "images" / "a.jpg").write_bytes(picture(1))
+        for name in ("tars", "images"):
+            with pytest.raises(ValueError, match=r"`columns.key` means nothing.*leave it out"):
+                expand(SourceConfig(uri=str(tmp_path / name), columns=Columns(key="id")))
 
     def test_another_content_is_another_shard(self, tmp_path: Path) -> None:
         [path] = shards(tmp_path, 1, 1)

@@ -150,14 +150,21 @@ class TestColumns:
         assert meta["nested"]["list"] == [1, None]
         assert meta.keys() == {"nan", "nested", "when"}
 
-    def test_keys(self, tmp_path: Path) -> None:
-        found = samples(put(tmp_path / "a.parquet", image=[b"1"] * 4, caption=["c"] * 4, key=["a", None, "a", ""]))
+    @pytest.mark.parametrize(("named", "reason"), [(None, None), ("key", "DuplicateKey")])
+    def test_keys(self, tmp_path: Path, named: str | None, reason: str | None) -> None:
+        """What only looks like a key, and may be a category, costs no row."""
+        keys = ["a", None, "a", "", "a", "a#4", "a"]
+        found = samples(put(tmp_path / "a.parquet", image=[b"%d" % n for n in range(7)], caption=["c"] * 7, key=keys), key=named)
         assert [(one.key, one.problem and one.problem[0]) for one in found] == [
             ("a", None),
             ("000000001", None),
-            ("a#2", "DuplicateKey"),
+            ("a#2", reason),
             ("000000003", None),
+            ("a#3", reason),
+            ("a#4", None),
+            ("a#5", reason),
         ]
+        assert [one.image for one in found] == [b"%d" % n for n in range(7)]
 
     def test_the_image_that_the_library_declares(self, tmp_path: Path) -> None:
         features = {"info": {"features": {"right": {"_type": "Image"}, "image": {"_type": "Value"}}}}

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from mtv_core.data.sources.access import Opened, Options, check_regular, opened
 from mtv_core.data.sources.base import ShardRef
-from mtv_core.data.sources.format import Format, Samples, damaged
+from mtv_core.data.sources.format import Format, Samples, damaged, one_line
 from mtv_core.data.sources.listing import FileInfo, Folder
 from mtv_core.data.sources.members import Members
 from mtv_core.data.sources.tables import MissingColumnsError, Rows, layout
@@ -67,7 +67,7 @@ class Arrow(Format):
                 return
             except Exception as error:  # Arrow has many names for what it cannot read
                 source.blame()
-                message = f"the file is no Arrow file, or cut or damaged ({_line(error)}); copy it again, and the next ingest takes it"
+                message = f"the file is no Arrow file, or cut or damaged ({one_line(error)}); copy it again, and the next ingest takes it"
                 yield damaged(shard, "UnreadableShard", message)
                 return
             rows = Rows(shard, found, max_bytes, Members(shard.root, max_bytes, storage_options))
@@ -77,7 +77,7 @@ class Arrow(Format):
                     batch = next(batches, None)
                 except Exception as error:  # a `MemoryError` too: a size that is nonsense
                     source.blame()
-                    why = why or _line(error)
+                    why = why or one_line(error)
                     break
                 if batch is None:
                     why = why or ("" if source.ended() else "there is no end-of-stream mark")
@@ -87,7 +87,7 @@ class Arrow(Format):
                     try:
                         checked = rows.checked(part)
                     except (pa.ArrowException, ValueError) as error:
-                        lost, why = lost + part.num_rows, why or _line(error)
+                        lost, why = lost + part.num_rows, why or one_line(error)
                         continue
                     yield from rows.samples(checked, first + start)
                     source.let_go(part.nbytes)
@@ -176,7 +176,3 @@ def _json(folder: Folder, name: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{folder.path(name)} is no JSON ({error}); save the dataset again") from None
     return document if isinstance(document, dict) else {}
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -27,6 +27,7 @@ class Coco(Format):
 
     name = "coco"
     endings = (".json",)
+    no_columns = {"key": "the name of the file is the key", "image": "`file_name` is the image"}  # noqa: RUF012
     outranks = frozenset({"imagefolder"})
 
     def claims(self, folder: Folder, named: bool = False) -> list[FileInfo]:
@@ -134,10 +135,12 @@ class _Document:
             seen[key] += 1
             if key == "images":
                 self._image(item, number)
-            elif key == "annotations":
+            elif key == "annotations" and self.columns.captions != ():
                 with_caption |= self._annotation(item, number)
             elif key == "licenses" and isinstance(item, dict) and isinstance(item.get("id"), int | str):
                 self.licenses[item["id"]] = str(item.get("name") or item.get("url") or item["id"])
+        if self.columns.captions == () and "images" in keys:
+            return  # none are wanted
         if not {"images", "annotations"} <= keys:
             raise ValueError(f"it needs `images` and `annotations` and has {', '.join(sorted(keys)) or 'nothing'}")
         if not with_caption:
@@ -162,7 +165,7 @@ class _Document:
         found = False
         order = item.get("id")
         rank = (isinstance(order, str), order if isinstance(order, int | float | str) else number)
-        for kind, names in (("web", self.columns.captions or ["caption"]), ("synthetic", self.columns.synthetic or [])):
+        for kind, names in (("web", self.columns.captions or ("caption",)), ("synthetic", self.columns.synthetic or ())):
             for name in names:
                 if name not in item:
                     continue
@@ -196,7 +199,7 @@ class _Document:
             problem = ("DuplicateKey", f"two images have the file name {name!r}")
         elif image in self.wrong and not said["captions"]:
             problem = ("BadRow", self.wrong[image])
-        info = files.get(safe or "") if problem is None else None
+        info = files.get(safe or "") if not again else None
         member = Member(key, None if info is None else info.size, said=said, problem=problem)
         return member, parts.stamp(info, more=json.dumps(said, sort_keys=True))
 
@@ -206,8 +209,8 @@ class _Document:
 
     def _facts(self, item: dict[str, Any]) -> dict[str, str]:
         columns = self.columns
-        names = URL if columns.url is None else (columns.url,)
-        found = {"url": next((item[name] for name in ("coco_url", "flickr_url", *names) if isinstance(item.get(name), str)), None)}
+        names = ("coco_url", "flickr_url", *URL) if columns.url is None else (columns.url,)
+        found = {"url": next((item[name] for name in names if isinstance(item.get(name), str)), None)}
         license_ = next((item[name] for name in (LICENSE if columns.license is None else (columns.license,)) if name in item), None)
         found["license"] = self.licenses.get(license_, str(license_)) if isinstance(license_, int | str) else None
         rest = {name: value for name, value in item.items() if name not in ("file_name", "license")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mtv_core.data.sources.access import Options, shown
@@ -33,6 +33,8 @@ class Finder:
         for uri, place in zip(uris, locate_all(uris, self.storage_options), strict=True):
             for shard in self._shards(uri, place, source, name):
                 found[shard.uri] = shard
+        for form in {shard.format for shard in found.values()}:
+            self.formats[form].check(source.columns)
         for uri in found:
             try:
                 uri.encode()
@@ -130,17 +132,29 @@ def source_name(source: SourceConfig, formats: Mapping[str, Format]) -> str:
 
 
 def braces(uri: str) -> list[str]:
-    """`a-{000..002}.tar` and `{x,y}.tar` written out, as webdataset does it."""
+    """`a-{000..002}.tar` and `{x,y}.tar` written out, as webdataset does it.
+
+    Raises:
+        ValueError: a range is empty, or all together are too many.
+    """
+    found = list(itertools.islice(_braces(uri), _MAX_BRACES + 1))
+    if len(found) > _MAX_BRACES:
+        raise ValueError(f"the source {uri!r} is too long: its braces name more than {_MAX_BRACES:,} files; give a folder or a glob")
+    return found
+
+
+def _braces(uri: str) -> Iterator[str]:
     match = re.search(r"\{([^{}]*)\}", uri)
     if not match:
-        return [uri]
+        yield uri
+        return
     inner = match[1]
     span = re.fullmatch(r"(\d+)\.\.(\d+)", inner)
+    values: Iterable[str] = inner.split(",")
     if span:
         first, last = int(span[1]), int(span[2])
         if not 0 <= last - first < _MAX_BRACES:
             raise ValueError(f"the range {{{inner}}} in the source {uri!r} is empty or too long")
-        values = [str(number).zfill(len(span[1])) for number in range(first, last + 1)]
-    else:
-        values = inner.split(",")
-    return list(itertools.chain.from_iterable(braces(uri[: match.start()] + value + uri[match.end() :]) for value in values))
+        values = (str(number).zfill(len(span[1])) for number in range(first, last + 1))
+    for value in values:
+        yield from _braces(uri[: match.start()] + value + uri[match.end() :])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from mtv_core.data.sources.access import Options
 from mtv_core.data.sources.base import RawSample, ShardRef
-from mtv_core.data.sources.config import SourceConfig
+from mtv_core.data.sources.config import Columns, SourceConfig
 from mtv_core.data.sources.listing import FileInfo, Folder
 from mtv_core.report import Reject
 
@@ -20,6 +20,7 @@ class Format(ABC):
 
     name: ClassVar[str]
     endings: ClassVar[tuple[str, ...]]  # of the files that can be named one by one, in lower case
+    no_columns: ClassVar[Mapping[str, str]] = {}  # fields of `columns` that mean nothing here: name → why
     outranks: ClassVar[frozenset[str]] = frozenset()  # formats whose files in the same folder belong to this one
 
     def claims(self, folder: Folder, named: bool = False) -> Sequence[FileInfo]:
@@ -45,6 +46,16 @@ class Format(ABC):
     def _file(self, file: FileInfo, source: SourceConfig, name: str) -> ShardRef:
         return ShardRef(file.name, file.identity, file.size, name, self.name, source.columns, root=file.name.rpartition("/")[0])
 
+    def check(self, columns: Columns) -> None:
+        """Nothing that was named is ignored.
+
+        Raises:
+            ValueError: this format has no use for one of the names.
+        """
+        for name, why in self.no_columns.items():
+            if getattr(columns, name) is not None:
+                raise ValueError(f"the source's `columns.{name}` means nothing in a source of the format {self.name}: {why}; leave it out")
+
     @abstractmethod
     def read(self, shard: ShardRef, max_bytes: int, storage_options: Options = None) -> Samples:
         """The samples of a shard in their order; a refusal with an empty key says that the shard itself is damaged.
@@ -62,3 +73,8 @@ class Format(ABC):
 def damaged(shard: ShardRef, error: str, message: str) -> Reject:
     """The refusal of a shard."""
     return Reject(shard=shard.id, key="", location=shard.uri, stage="ingest", error=error, message=message)
+
+
+def one_line(error: Exception) -> str:
+    """What a library said, for a message."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -29,6 +29,7 @@ class ImageFolder(Format):
 
     name = "imagefolder"
     endings = (".jsonl", ".csv")
+    no_columns = {"key": "the name of the file is the key"}  # noqa: RUF012
 
     def claims(self, folder: Folder, named: bool = False) -> list[FileInfo]:
         """Images, and what describes them."""

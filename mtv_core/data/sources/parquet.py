@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from mtv_core.data.sources.access import Opened, Options, check_regular, opened
 from mtv_core.data.sources.base import ShardRef
-from mtv_core.data.sources.format import Format, Samples, damaged
+from mtv_core.data.sources.format import Format, Samples, damaged, one_line
 from mtv_core.data.sources.listing import FileInfo, Folder
 from mtv_core.data.sources.members import Members
 from mtv_core.data.sources.records import IMAGE_ENDINGS
@@ -61,7 +61,7 @@ class Parquet(Format):
             except Exception as error:  # a damaged footer has Arrow raise many things
                 _blame(error, opened_file)
                 message = (
-                    f"the file is no parquet, or its end is cut or damaged ({_line(error)}); copy it again, and the next ingest takes it"
+                    f"the file is no parquet, or its end is cut or damaged ({one_line(error)}); copy it again, and the next ingest takes it"
                 )
                 yield damaged(shard, "UnreadableShard", message)
                 return
@@ -86,7 +86,7 @@ class Parquet(Format):
                     checked = rows.checked(batch) if batch is not None else None
                 except Exception as error:  # a `MemoryError` too: a size that is nonsense
                     _blame(error, file)
-                    why = why or f"row group {number}: {_line(error)}"
+                    why = why or f"row group {number}: {one_line(error)}"
                     break
                 if checked is None:
                     break
@@ -124,7 +124,3 @@ def _blame(error: Exception, file: Opened | None) -> None:
 
 def _batch_rows(group: Any) -> int:
     return int(max(1, min(_MAX_ROWS, _BATCH * group.num_rows // max(group.total_byte_size, 1))))
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -94,7 +94,7 @@ def samples(shard: ShardRef, members: list[Member], said: Iterable[dict[str, Any
         storage_options: of the store.
     """
     reader = Members(shard.root, max_bytes, storage_options)
-    wanted = (None if one.problem or one.size is None or one.size > max_bytes else Wanted(one.key, one.size) for one in members)
+    wanted = (None if one.size is None or one.size > max_bytes else Wanted(one.key, one.size) for one in members)
     for member, image, facts in zip(members, reader.read_all(wanted), said, strict=True):
         yield _sample(shard, member, image, facts, max_bytes)
 
@@ -104,7 +104,7 @@ def _sample(shard: ShardRef, member: Member, image: bytes | UnsafePathError | No
     if isinstance(image, UnsafePathError):
         image, problem = None, ("UnsafePath", str(image))
     too_large = 0
-    if member.size is not None and not member.problem:
+    if member.size is not None:
         too_large = member.size if member.size > max_bytes else len(image) if image is not None and len(image) > max_bytes else 0
     return RawSample(
         key=printable(member.key),

@@ -53,7 +53,7 @@ def layout(schema: pa.Schema, columns: Columns) -> Layout:
     present = [name for name in kinds if name != image]
     web = columns.captions if columns.captions is not None else [name for name in WEB if name in present][:1]
     synthetic = columns.synthetic if columns.synthetic is not None else [name for name in SYNTHETIC if name in present]
-    if not web and not synthetic:
+    if not web and not synthetic and columns.captions is None:  # an empty list is the wish to have none
         raise MissingColumnsError(
             f"there is no column with captions; {_there_are(schema)}; set the source's `columns: {{captions: [NAME]}}`"
         )
@@ -156,10 +156,10 @@ class Rows:
     def _sample(self, cell: Any, path: Any, found: Mapping[str, Any], number: int) -> RawSample:
         key = _text(found.get(self.layout.key)) if self.layout.key else None
         name, again = self.seen.name(key or f"{number:09d}")
-        if again:
-            return RawSample(name, None, problem=("DuplicateKey", f"the key {key!r} came before in this table; give every row its own"))
         said = fields(found, self.layout.columns)
         image, too_large, problem = self._image(cell, path)
+        if again and self.layout.columns.key is not None:  # what only looks like a key may be a category: then each gets a number
+            problem = ("DuplicateKey", f"the key {key!r} came before in this table; give every row its own, or set no `columns.key`")
         return RawSample(
             key=name,
             image=image,

@@ -113,6 +113,7 @@ class WebDataset(Format):
     """Tars, compressed or not."""
 
     name = "webdataset"
+    no_columns = {"key": "the name of a member up to its first dot is the key"}  # noqa: RUF012
     endings = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
     def read(self, shard: ShardRef, max_bytes: int, storage_options: Options = None) -> Samples:
