@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _Values = list[str] | None
 _NAMES = {"uids": "by uid", "images": "by image hash", "keys": "by key", "urls": "by URL"}
 _SHOWN = 5
+_NO_URL = "a copy that was refused as a duplicate has no URL in the table: name its picture by --image-hash or --key"
 
 
 def _file(what: str) -> Any:
@@ -176,6 +177,8 @@ def _document(plan: Plan) -> dict[str, Any]:
         "asked": plan.request.asked,
         "rows": sorted(plan.found.rows),
         "not_found": plan.not_found,
+        "hints": [_NO_URL] if "urls" in plan.not_found else [],
+        "near": plan.near,
         "denied_before": plan.denied_before,
         "rejects": len(plan.rejects.identities),
         "tags": {tag: loss.model_dump() for tag, loss in plan.tags.items()},
@@ -199,6 +202,15 @@ def _plan(plan: Plan) -> None:
         kept = "a key alone cannot be denied" if kind == "keys" else "on the deny-list all the same"
         more = " …" if len(entries) > _SHOWN else ""
         out.print(f"not found  {len(entries)} {_NAMES[kind]}, {kept}: {escape(', '.join(entries[:_SHOWN]))}{more}")
+        if kind == "urls":
+            out.print(f"           {_NO_URL}")
+    if plan.near:
+        more = " …" if len(plan.near) > _SHOWN else ""
+        rows = _number(len(plan.near), "rows")
+        out.print(
+            f"[yellow]stays[/]      {rows} with almost the picture of a refusal that was named: {', '.join(plan.near[:_SHOWN])}{more}"
+        )
+        out.print("           Look at the picture, and name it by --uid if it is to go.")
     for tag, loss in plan.tags.items():
         out.print(f"tag        {tag} loses {loss.removed} of {loss.removed + loss.left} rows; it is dropped and names a successor")
     if plan.versions:

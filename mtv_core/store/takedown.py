@@ -44,6 +44,7 @@ class Plan:
     request: Request
     found: Found = field(default_factory=Found)
     rejects: FoundRejects = field(default_factory=FoundRejects)
+    survivors: set[str] = field(default_factory=set)  # uids of what has the very picture of a named refusal, which goes too
     places: set[str] = field(default_factory=set)  # where a person finds the samples: shard#key
     tags: dict[str, TagLoss] = field(default_factory=dict)
     earlier: dict[str, int] = field(default_factory=dict)
@@ -68,8 +69,13 @@ class Plan:
         return {
             "image": {*self.request.images, *(row.sha256 for row in rows)},
             "url": {*self.request.urls, *(row.url for row in rows if row.url and row.url not in self.found.shared_urls)},
-            "uid": {*self.request.uids, *self.rejects.copies, *(row.uid for row in rows)},
+            "uid": {*self.request.uids, *self.survivors, *self.rejects.copies, *(row.uid for row in rows)},
         }
+
+    @property
+    def near(self) -> list[str]:
+        """Uids of rows that stay and have almost the picture of a named refusal: a person must look at them."""
+        return sorted(self.rejects.near - self.found.rows.keys())
 
     @property
     def empty(self) -> bool:
@@ -85,8 +91,7 @@ def plan(table: Table, request: Request) -> Plan:
     """
     found = Plan(request)
     snapshot = Snapshot(table)
-    found.found = takedown_find.find(snapshot, request)
-    found.rejects = takedown_rejects.find(table, request, found.found)
+    _find(table, snapshot, found)
     shards = table.ledger.uris() if found.found.rows else {}
     found.places = found.rejects.places | {f"{shards.get(row.shard)}#{row.key}" for row in found.found.rows.values()}
     known = Denylist.load(table)
@@ -106,6 +111,25 @@ def plan(table: Table, request: Request) -> Plan:
     hashes = denylist.unpack(denylist.hashes(key, {"uid": found.found.rows, "place": found.places}))
     found.files = takedown_erase.staged(table) + takedown_erase.pictures(table, key, hashes, denied)
     return found
+
+
+def _find(table: Table, snapshot: Snapshot, plan: Plan) -> None:
+    """Rows and refusals. A refused copy has no row, but its picture has: that one is asked for too, until nothing is new."""
+    request = plan.request
+    while True:
+        found = plan.found = takedown_find.find(snapshot, request)
+        plan.rejects = takedown_rejects.find(table, request, found)
+        for uid, entries in plan.rejects.same.items():
+            for entry in entries if uid in found.rows else ():
+                found.by_key[entry].add(found.rows[uid].sha256)
+        found.check_keys()
+        new = plan.rejects.same.keys() - set(request.uids)
+        if not new:
+            break
+        plan.survivors |= new
+        request = request.model_copy(update={"uids": [*request.uids, *sorted(new)]})
+    asked = set(plan.request.uids)
+    found.not_found["uids"] = [uid for uid in found.not_found.get("uids", ()) if uid in asked]
 
 
 def _asked(request: Request) -> list[tuple[denylist.Kind, str]]:

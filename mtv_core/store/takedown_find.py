@@ -53,6 +53,20 @@ class Found:
     row_ids: dict[str, int] = field(default_factory=dict)  # uid → stable row id, where it is not deleted
     not_found: dict[str, list[str]] = field(default_factory=dict)  # kind → entries
     shared_urls: set[str] = field(default_factory=set)  # as stored; other rows, which stay, have them too
+    by_key: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # key as asked → images it stands for
+
+    def check_keys(self) -> None:
+        """Refuse keys of which nobody can tell what they mean.
+
+        Raises:
+            ValueError: a key stands for more than one image.
+        """
+        several = [entry for entry, images in self.by_key.items() if len(images) > 1]
+        if several:
+            raise ValueError(
+                f"{len(several)} of the keys stand for several images, for example {several[0]!r} for {len(self.by_key[several[0]])}: "
+                "write shard:key (the shard's file name, URI or id), or name the source"
+            )
 
 
 class Snapshot:
@@ -121,7 +135,6 @@ def find(snapshot: Snapshot, request: Request) -> Found:
     found = Found()
     units = snapshot.units()
     hits: dict[str, set[str]] = {kind: set() for kind in request.asked}
-    by_key: dict[str, set[str]] = defaultdict(set)  # entry → images
     finders = _finders(snapshot.table, request)
     columns = list(dict.fromkeys(["uid", *(name for kind in request.asked for name in finders[kind][0])]))
     for unit in units:
@@ -131,13 +144,8 @@ def find(snapshot: Snapshot, request: Request) -> Found:
         for kind, entry, position in matches:
             hits[kind].add(entry)
             if kind == "keys":
-                by_key[entry].add(taken[position].sha256)
-    several = [entry for entry, images in by_key.items() if len(images) > 1]
-    if several:
-        raise ValueError(
-            f"{len(several)} of the keys stand for several images, for example {several[0]!r} for {len(by_key[several[0]])}: "
-            "write shard:key (the shard's file name, URI or id), or name the source"
-        )
+                found.by_key[entry].add(taken[position].sha256)
+    found.check_keys()
     _same_images(snapshot, found, units)
     found.not_found = {kind: [entry for entry in getattr(request, kind) if entry not in hits[kind]] for kind in request.asked}
     return found

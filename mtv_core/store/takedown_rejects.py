@@ -16,7 +16,8 @@ from mtv_core.store.takedown_find import Found, key_places
 from mtv_core.store.takedown_request import Request
 
 _IDENTITY = ("shard", "key", "stage", "revision")
-_COLUMNS = [*_IDENTITY, "uid", "survivor", "location", "message"]
+_COLUMNS = [*_IDENTITY, "uid", "survivor", "location", "message", "error"]
+_SAME, _NEAR = "Duplicate", "NearDuplicate"  # Reject.error
 _URL = re.compile(r"https?://[^\s'\"<>)\]]+")
 
 
@@ -28,6 +29,8 @@ class FoundRejects:
     copies: set[str] = field(default_factory=set)  # uids of samples refused as copies of those that go
     places: set[str] = field(default_factory=set)  # where they are
     named: dict[str, set[str]] = field(default_factory=dict)  # kind → entries that a refusal names
+    same: dict[str, set[str]] = field(default_factory=dict)  # uid that has the very picture of a named refusal → keys that named it
+    near: set[str] = field(default_factory=set)  # uids that have almost the picture of a named refusal
 
 
 def identity(row: dict[str, str]) -> str:
@@ -71,6 +74,11 @@ def find(table: Table, request: Request, found: Found) -> FoundRejects:
             result.places.add(row["location"])
             for kind, entry in entries:
                 result.named.setdefault(kind, set()).add(entry)
+            if entries and row["survivor"] is not None:
+                if row["error"] == _SAME:
+                    result.same.setdefault(row["survivor"], set()).update(entry for kind, entry in entries if kind == "keys")
+                elif row["error"] == _NEAR:
+                    result.near.add(row["survivor"])
             if row["uid"] is not None and row["uid"] not in found.rows:
                 result.copies.add(row["uid"])
     return result

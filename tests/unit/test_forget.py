@@ -126,6 +126,15 @@ def test_a_table_that_is_not_there(home: Path) -> None:
     assert not (home / "typo").exists()
 
 
+def test_a_refused_copy(forget: Forget, table: Table) -> None:
+    result = forget("--url", "http://elsewhere.org/copy.jpg", "--uid", "c0" * 16, "--dry-run")
+    assert result.exit_code == 0, refusal(result)
+    said = " ".join(result.output.split())
+    assert "a copy that was refused as a duplicate has no URL in the table: name its picture by --image-hash or --key" in said
+    assert f"1 row with almost the picture of a refusal that was named: {row(3)['uid']}" in said
+    assert "has no URL in the table" not in forget("--uid", row(3)["uid"], "--dry-run").output
+
+
 def test_resume(forget: Forget, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     from mtv_core.store import takedown as core
 

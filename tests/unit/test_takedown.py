@@ -241,6 +241,75 @@ class TestDenied:
         assert on_disk_of(table, keys["000002"]) == []
 
 
+class TestRefusedCopies:
+    """A copy that was refused has no row, but its picture is in the table."""
+
+    @pytest.fixture
+    def ingested(self, tmp_path: Path) -> tuple[Table, Callable[[], None]]:
+        from mtv_core import ingest
+        from mtv_core.data.sources.config import SourceConfig
+        from mtv_core.executor import SerialExecutor
+        from mtv_core.ingest_config import IngestConfig
+
+        def run() -> None:
+            config = IngestConfig.model_validate({"filters": []})
+            ingest.run([SourceConfig(uri=str(tmp_path / "in"))], str(tmp_path / "table"), config, SerialExecutor())
+
+        tar(tmp_path / "in" / "0.tar", [member for n in range(4) for member in sample(n)])
+        run()
+        for shard, key in (("1", "other"), ("2", "third")):
+            about = json.dumps({"url": f"http://elsewhere.org/{key}.jpg"}).encode()
+            content = sample(2)[0][1]
+            members = [(f"{key}.jpg", content), (f"{key}.json", about), (f"{key}.txt", f"in other words, {key}".encode())]
+            tar(tmp_path / "in" / f"{shard}.tar", members)
+        run()
+        return Table.open(str(tmp_path / "table")), run
+
+    @pytest.mark.parametrize("by", ["uids", "keys"])
+    def test_naming_one_takes_the_picture(self, ingested: tuple[Table, Callable[[], None]], by: str) -> None:
+        table, run = ingested
+        copies = {one["key"]: one for one in table.rejects.read().to_pylist()}
+        assert {one["error"] for one in copies.values()} == {"Duplicate"}
+        kept = next(one for one in everything(table).values() if one["key"] == "000002")
+        entries = {"uids": [copies["other"]["uid"]], "keys": ["1.tar:other"]}[by]
+        plan = takedown.plan(table, Request(**{by: entries}))
+        assert (set(plan.found.rows), plan.not_found) == ({kept["uid"]}, {})
+        journal = forget(table, **{by: entries})
+        assert (journal.num_rows, journal.num_rejects, journal.not_found) == (1, 2, {})
+        assert on_disk_of(table, kept) == []
+        denied = Denylist.load(table)
+        assert denied.denies(kept["sha256"], None)
+        assert all(denied.has("uid", one["uid"]) for one in (kept, *copies.values()))
+        tar(Path(table.uri).parent / "in" / "3.tar", [(f"new.{name}", c) for name, c in (("jpg", sample(2)[0][1]), ("txt", b"new words"))])
+        run()
+        assert {one["key"] for one in everything(table).values()} == {"000000", "000001", "000003"}
+
+    def test_tags_of_the_picture_are_dropped(self, table: Table, tags: dict[str, str]) -> None:
+        copies = [
+            tables.reject("shard-id-9", "copy", "ingest", uid="d1" * 16, error="Duplicate", survivor="d2" * 16, message="the same bytes"),
+            tables.reject("shard-id-9", "first", "ingest", uid="d2" * 16, error="Duplicate", survivor=uid(30), message="the same bytes"),
+        ]
+        table.rejects.append(copies)
+        journal = forget(table, uids=["d1" * 16])  # over two copies to row 30, and row 3 has its picture too
+        assert (journal.num_rows, set(journal.tags)) == (2, set(tags.values()))
+        assert on_disk(Path(table.uri), [3, 30]) == []
+        assert Denylist.load(table).denies("0" * 64, None, "d2" * 16)
+
+    def test_a_near_one_is_for_a_person_to_look_at(self, table: Table) -> None:
+        plan = takedown.plan(table, Request(uids=["c0" * 16]))
+        assert (plan.found.rows, plan.near, plan.not_found) == ({}, [uid(3)], {})
+        forget(table, uids=["c0" * 16])
+        assert uid(3) in everything(table)
+        assert not Denylist.load(table).denies(row(3)["sha256"], None)
+
+    def test_a_key_of_a_row_and_of_a_copy_of_another_is_refused(self, table: Table) -> None:
+        table.rejects.append(
+            [tables.reject("shard-id-1", "000001", "ingest", uid="d1" * 16, error="Duplicate", survivor=uid(20), message="the same bytes")]
+        )
+        with pytest.raises(ValueError, match="stand for several images"):
+            takedown.plan(table, Request(keys=["shard-id-1:000001"]))
+
+
 def on_disk_of(table: Table, one: dict[str, Any]) -> list[str]:
     needles = (one["uid"].encode(), one["sha256"].encode(), one["image"][-80:])
     return [str(path) for path in Path(table.uri).rglob("*") if path.is_file() and any(needle in path.read_bytes() for needle in needles)]
