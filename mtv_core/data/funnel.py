@@ -25,9 +25,10 @@ class Step(BaseModel, frozen=True, extra="forbid"):
 
 def describe(error: str, stage: str = "ingest") -> Reason:
     """What a reason means and what to do, those of filters included."""
+    known, _, label = error.partition(":")
     for one in Filter.__subclasses__():
-        if one.reason == error and error not in reasons.REASONS:
-            name = one.model_fields["name"].default
+        if one.reason == known and known not in reasons.REASONS:
+            name = f"{one.model_fields['name'].default} {label}".rstrip()
             what = f"the filter {name} does not want it: {(one.__doc__ or '').strip().split('. ')[0].rstrip('.')}"
             return Reason(f"filter {name}", what, "change or drop the filter in `ingest.filters` and retry, or leave it", False)
     return reasons.describe(error, stage)
@@ -38,7 +39,7 @@ def funnel(stats: IngestStats, filters: Sequence[Filter] = ()) -> list[Step]:
 
     The last step has what came into the table; what remains of the difference to the step before was a row already.
     """
-    names = [f"filter {one.name}" for one in filters]
+    names = [one.step for one in filters]
     order = [
         reasons.SAMPLE, reasons.IMAGE, reasons.CAPTIONS, *dict.fromkeys(names),
         reasons.EXACT, reasons.NEAR, reasons.PLACEHOLDER, reasons.LEAK, reasons.FORGOTTEN, reasons.UNKNOWN,

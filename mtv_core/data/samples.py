@@ -139,7 +139,7 @@ def _pass(filters: Sequence[Filter], received: Received) -> None:
     for one in filters:
         message = one(received)
         if message is not None:
-            raise _RefusedError(one.reason, message)
+            raise _RefusedError(one.error, message)
 
 
 def _meta(raw: RawSample) -> tuple[str | None, dict[str, Any]]:

@@ -251,6 +251,16 @@ class TestAll:
     def test_names_and_reasons_are_unique(self) -> None:
         assert len({kind.model_fields["name"].default for kind in CLASSES}) == len({kind.reason for kind in CLASSES}) == len(CLASSES)
 
+    def test_filters_of_one_name_are_told_apart(self) -> None:
+        unsafe, marked = make("meta_range", field="punsafe", maximum=0.1), make("meta_range", field="pwatermark", maximum=0.8)
+        assert (unsafe.error, unsafe.step) == ("MetaOutOfRange:punsafe", "filter meta_range punsafe")
+        assert (marked.error, marked.step) == ("MetaOutOfRange:pwatermark", "filter meta_range pwatermark")
+        assert make("meta_range", field="a b's", maximum=1).error == "MetaOutOfRange:a_b_s"
+        assert make("meta_range", field="punsafe", maximum=0.5, label="strict").error == "MetaOutOfRange:strict"
+        assert (make("min_side", px=1).error, make("min_side", px=1).step) == ("SideBelowMinimum", "filter min_side")
+        labelled = make("script", scripts=["latin"], label="latin")
+        assert (labelled.error, labelled.step) == ("OtherScript:latin", "filter script latin")
+
     def test_only_what_needs_pixels_waits_for_them(self) -> None:
         assert [kind.__name__ for kind in CLASSES if kind.needs_pixels] == ["FlatImage"]
 
@@ -316,7 +326,8 @@ class TestConfig:
             ({"name": "min_side"}, "px is missing"),
             ({"name": "meta_range", "field": "x", "minimum": float("nan")}, "finite"),
             ({"px": 3}, "name"),
-            ({"name": "flat_image", "px": 3}, "unknown key 'ingest.filters.0.flat_image.px'; known keys here: name, deviation"),
+            ({"name": "flat_image", "px": 3}, "unknown key 'ingest.filters.0.flat_image.px'; known keys here: name, label, deviation"),
+            ({"name": "flat_image", "label": "a:b"}, "ingest.filters.0"),
             ({"name": "num_bytes", "maximun": 3}, "did you mean 'maximum'?"),
         ],
     )
@@ -335,7 +346,7 @@ class TestDocumentation:
         assert rows == {kind.model_fields["name"].default: kind.reason for kind in CLASSES}
         for kind in CLASSES:
             [row] = re.findall(rf"^\| `{kind.model_fields['name'].default}` .*", self.TEXT, re.MULTILINE)
-            assert all(f"`{option}`" in row for option in kind.model_fields if option != "name")
+            assert all(f"`{option}`" in row for option in kind.model_fields if option not in ("name", "label"))
         assert all(name in self.TEXT for name in get_args(ScriptName))
 
     def test_its_examples_are_valid(self) -> None:

@@ -22,6 +22,8 @@ from tars import picture
 
 from mtv_core import dataset_card, ingest_charts, ingest_gallery, ingest_report
 from mtv_core.data.filters import DEFAULT, Filter
+from mtv_core.data.filters.meta_range import MetaRange
+from mtv_core.data.filters.min_side import MinSide
 from mtv_core.data.funnel import describe, funnel
 from mtv_core.data.schema import SAMPLES
 from mtv_core.data.stats import CHEAP, Histogram, IngestStats, SampleStats
@@ -151,6 +153,19 @@ class TestFunnel:
         filters = [f"filter {one.name}" for one in DEFAULT]
         assert [name for name in names if name.startswith("filter")] == filters
         assert names.index("captions") < names.index(filters[0]) < names.index("exact duplicates") < names.index("evaluation leaks")
+
+    def test_filters_of_one_name_have_a_step_each(self) -> None:
+        filters = [MetaRange(field="punsafe", maximum=0.1), MetaRange(field="pwatermark", maximum=0.8), MinSide(px=9, label="tiny")]
+        refused = {"MetaOutOfRange:punsafe": 3, "MetaOutOfRange:pwatermark": 5, "SideBelowMinimum:tiny": 2, "MetaOutOfRange:gone": 1}
+        steps = funnel(IngestStats(received=20, refused=refused, added=9), filters)
+        assert [(step.name, step.lost) for step in steps if step.name.startswith("filter")] == [
+            ("filter meta_range punsafe", 3),
+            ("filter meta_range pwatermark", 5),
+            ("filter min_side tiny", 2),
+            ("filter meta_range gone", 1),
+        ]
+        assert not describe("MetaOutOfRange:punsafe").failure
+        assert describe("KeyError:punsafe").failure
 
     def test_every_reason_is_explained(self) -> None:
         for one in Filter.__subclasses__():

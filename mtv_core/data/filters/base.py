@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,10 +43,28 @@ class Received:
 class Filter(BaseModel, frozen=True, extra="forbid"):
     """A predicate. Pure: the same sample always gives the same answer, whatever came before it."""
 
-    reason: ClassVar[str]  # what the rejects call it
+    reason: ClassVar[str]  # what the rejects call it, before the label
     needs_pixels: ClassVar[bool] = False  # asked after decoding, which is dear
 
     name: str
+    label: str | None = Field(
+        None, pattern=r"^[\w.-]{1,40}$", description="tells two filters of one name apart, in the reasons of refusals and in the report"
+    )
+
+    @property
+    def told_apart_by(self) -> str:
+        """The label, or what a filter takes for one; may be empty."""
+        return self.label or ""
+
+    @property
+    def error(self) -> str:
+        """What a refusal says: the reason, and the label behind a colon."""
+        return f"{self.reason}:{self.told_apart_by}" if self.told_apart_by else self.reason
+
+    @property
+    def step(self) -> str:
+        """Of the funnel."""
+        return f"filter {self.name} {self.told_apart_by}".rstrip()
 
     def __call__(self, sample: Received) -> str | None:
         """None to keep the sample, else what is wrong with it, in words."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -25,6 +26,11 @@ class MetaRange(Filter, frozen=True):
     def _bounded(self) -> Self:
         check_bounds(self.minimum, self.maximum)
         return self
+
+    @property
+    def told_apart_by(self) -> str:
+        """The label, or the field: `MetaOutOfRange:punsafe`."""
+        return self.label or re.sub(r"[^\w.-]", "_", self.field)[:40]
 
     def __call__(self, sample: Received) -> str | None:
         """None to keep the sample, else what is wrong with it."""
