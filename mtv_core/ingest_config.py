@@ -23,9 +23,11 @@ class IngestConfig(BaseModel, frozen=True, extra="forbid"):
     """Sizes and limits. A shard that is in the table is not read again when these change: `mtv failures --retry` tries its refusals."""
 
     max_side: int = Field(
-        768, ge=16, le=16384, description="px; a larger image is scaled down to this long side, a smaller one stays as received"
+        768, ge=16, le=16384, description="px; a larger image is scaled down to this long side, a smaller one keeps its size"
     )
-    quality: int = Field(92, ge=1, le=100, description="of JPEGs encoded anew; JPEGs that fit pass through untouched")
+    quality: int = Field(
+        92, ge=1, le=100, description="of JPEGs encoded anew; JPEGs that fit, with nothing behind their end, pass through untouched"
+    )
     subsampling: Literal["4:2:0", "4:2:2", "4:4:4"] = Field(
         "4:2:0",
         description="of the colours of JPEGs encoded anew; 4:4:4 keeps those of small things, for 20 % more bytes and 13 % more time",
