@@ -26,6 +26,10 @@ from mtv_core.data.filters.caption_repetition import CaptionRepetition
 from mtv_core.data.filters.script import ScriptName
 from mtv_core.data.filters.words import words
 from mtv_core.data.images import ImageLimits, store
+from mtv_core.data.samples import Rules
+from mtv_core.data.samples import make as make_sample
+from mtv_core.data.sources.base import RawCaption, RawSample, ShardRef
+from mtv_core.report import Reject
 
 FILTERS: TypeAdapter[list[Filter]] = TypeAdapter(list[FilterConfig])
 CLASSES: tuple[type[Filter], ...] = get_args(get_args(FilterConfig)[0])
@@ -260,6 +264,15 @@ class TestAll:
         assert (make("min_side", px=1).error, make("min_side", px=1).step) == ("SideBelowMinimum", "filter min_side")
         labelled = make("script", scripts=["latin"], label="latin")
         assert (labelled.error, labelled.step) == ("OtherScript:latin", "filter script latin")
+
+    def test_a_refusal_names_the_filter_that_refused(self) -> None:
+        filters = [make("meta_range", field="punsafe", maximum=0.1), make("meta_range", field="pwatermark", maximum=0.8)]
+        rules = Rules(ImageLimits(max_side=64, quality=90, max_pixels=10**6), held_out=0, filters=filters)
+        shard = ShardRef("a.tar", "1", 1, "web", "webdataset")
+        for meta, error in ((b'{"punsafe": 1}', "MetaOutOfRange:punsafe"), (b'{"pwatermark": 1}', "MetaOutOfRange:pwatermark")):
+            refused = make_sample(RawSample("k", picture(1), [RawCaption(b"a red sphere")], meta), shard, rules)
+            assert isinstance(refused, Reject)
+            assert refused.error == error
 
     def test_only_what_needs_pixels_waits_for_them(self) -> None:
         assert [kind.__name__ for kind in CLASSES if kind.needs_pixels] == ["FlatImage"]
