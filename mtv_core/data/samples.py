@@ -12,11 +12,10 @@ from mtv_core.data.filters import Filter, Received
 from mtv_core.data.images import BadImageError, ImageLimits, OpenedImage, StoredImage, open_image
 from mtv_core.data.schema import sample_hashes, split_of
 from mtv_core.data.sources.base import RawSample, ShardRef
+from mtv_core.data.sources.records import LICENSE, URL
 from mtv_core.report import Reject
 
 STAGE = "ingest"
-_URL_KEYS = ("url", "image_url", "URL")
-_LICENSE_KEYS = ("license", "LICENSE")
 _COLUMN_HINT = "name the column that has it in the source's `columns.captions`"
 _CAPTION_HINTS = {
     "webdataset": "add a .txt of the same key, or `caption` to its .json",
@@ -67,7 +66,7 @@ def make(raw: RawSample, shard: ShardRef, rules: Rules) -> Kept | Reject:
         image, captions = _present(raw, rules, shard.format)
         uid, sha256 = sample_hashes(image, captions.raw)
         meta, document = _meta(raw)
-        url = raw.url or _first(document, _URL_KEYS)
+        url = raw.url or _first(document, URL)
         if rules.denied is not None and rules.denied.denies(sha256, url, uid):
             uid = None  # it is a hash of what was taken down: the refusal does without
             raise _RefusedError("Forgotten", "this image or its URL was taken down (mtv forget); it does not come back")
@@ -80,7 +79,7 @@ def make(raw: RawSample, shard: ShardRef, rules: Rules) -> Kept | Reject:
             format=opened.format,
             captions=[caption.text for caption in captions.kept],
             url=url,
-            license=raw.license or _first(document, _LICENSE_KEYS),
+            license=raw.license or _first(document, LICENSE),
             meta=document,
             grey=None,
         )

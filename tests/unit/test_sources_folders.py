@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from source_files import Content, coco, contents, fingerprint, folder_jsonl, folder_texts
-from tars import picture
+from tars import picture, tar
 
 from mtv_core.data.sources import RawSample, ShardRef, SourceConfig, expand, imagefolder, metadata, parts, read
 from mtv_core.data.sources.access import opened
@@ -161,13 +161,24 @@ class TestMetadata:
         assert bad == {"metadata.csv:7", "metadata.csv:8", "metadata.csv:10"}
         assert [json.loads(one.meta or b"{}") for one in found if one.key == "b.jpg"] == [{"more": "2"}]
 
+    @pytest.mark.parametrize("after", [[], ["x.jpg,X"] * 3, ['x.jpg,"X, quoted"'], ['x.jpg,"two', 'lines"'], ['x.jpg,"X ""quoted"" "']])
+    @pytest.mark.parametrize("line", ['b.jpg,"open', 'b.jpg,"open""', 'b.jpg,"closed" late'])
+    def test_csv_with_an_open_quote(self, tmp_path: Path, line: str, after: list[str]) -> None:
+        """It costs its line: nothing after it becomes its caption, or is lost."""
+        images(tmp_path, "a.jpg", "b.jpg", "c.jpg", "d.jpg", "x.jpg")
+        rows = ["file_name,text", "a.jpg,A", line, "c.jpg,C", *after, 'd.jpg,"D, the last"']
+        (tmp_path / "metadata.csv").write_text("\n".join(rows) + "\n")
+        found = everything(tmp_path)
+        said = {one.key: texts(one)[0][0] for one in found if one.captions}
+        assert (said["a.jpg"], said["c.jpg"], said["d.jpg"]) == ("A", "C", "D, the last")
+        assert "b.jpg" not in said
+        assert ("x.jpg" in said) == bool(after)
+        assert [key for key, reason in outcomes(found).items() if reason == "BadRow"] == ["metadata.csv:3"]
+
     @pytest.mark.parametrize("content", [b"", b'"a', b"\n"])
     def test_csv_without_a_header(self, tmp_path: Path, content: bytes) -> None:
         images(tmp_path, "a.jpg")
         (tmp_path / "metadata.csv").write_bytes(content)
-        if content == b'"a':
-            assert outcomes(everything(tmp_path)) == {"a.jpg": "NoCaption"}
-            return
         with pytest.raises(ValueError, match="has to name its columns"):
             everything(tmp_path)
 
@@ -245,6 +256,55 @@ class TestBeside:
         assert texts(by_key["a.jpg"]) == [("A", "web"), ("second", "web")]
         assert texts(by_key["j.jpg"]) == [("J", "web"), ("model", "synthetic")]
         assert by_key["j.jpg"].url == "http://j"
+
+    def test_what_a_tar_holds_unpacked(self, tmp_path: Path) -> None:
+        """The same samples as of the tar: extensions of two parts, in any case, named or usual."""
+        members = {
+            "a.JPG": picture(1),
+            "a.TXT": b"A",
+            "a.synthetic.txt": b"by a model",
+            "b.jpg": picture(2),
+            "b.caption": b"B",
+            "b.En.txt": b"B in English",
+            "b.Json": b'{"caption": "no", "recaption": "model", "url": "http://b"}',
+            "c.png": picture(3),
+            "c.json": b'{"text": "C", "alt": "alt of C"}',
+        }
+        tar(tmp_path / "tar" / "0.tar", list(members.items()))
+        (tmp_path / "folder").mkdir()
+        for name, content in members.items():
+            (tmp_path / "folder" / name).write_bytes(content)
+        for columns in (Columns(), Columns(captions=("EN.TXT", "alt"), synthetic=("synthetic.TXT",)), Columns(url="alt")):
+            one, other = (
+                {
+                    found.image: (found.captions, found.url, found.meta, found.problem)
+                    for found in everything(tmp_path / name, columns=columns)
+                }
+                for name in ("tar", "folder")
+            )
+            assert one == other
+            assert len(one) == 3
+        assert all(captions for captions, *_ in one.values())
+
+    def test_a_caption_of_two_parts_alone(self, tmp_path: Path) -> None:
+        images(tmp_path, "a.jpg")
+        for name in ("a.other.txt", "b.synthetic.txt", "c.TXT"):
+            (tmp_path / name).write_text("text")
+        assert outcomes(everything(tmp_path)) == {"a.jpg": "NoCaption", "b.synthetic.txt": "NoImage", "c.TXT": "NoImage"}
+
+    def test_a_huge_json(self, tmp_path: Path) -> None:
+        images(tmp_path, "a.jpg", "b.jpg")
+        (tmp_path / "b.txt").write_text("B")
+        for name in ("a.json", "b.json"):
+            (tmp_path / name).write_text(json.dumps({"caption": "J", "more": "x" * 5000}))
+        found = everything(tmp_path, limit=4000)
+        assert outcomes(found) == {"a.jpg": "TooLarge", "b.jpg": ""}
+        assert [one.meta for one in found] == [None, None]
+
+    def test_an_image_column_without_a_metadata_file(self, tmp_path: Path) -> None:
+        images(tmp_path, "a.jpg")
+        with pytest.raises(ValueError, match=r"columns\.image"):
+            everything(tmp_path, columns=Columns(image="picture"))
 
     def test_too_large_is_not_read(self, tmp_path: Path) -> None:
         images(tmp_path, "a.jpg", "b.jpg")
@@ -366,6 +426,16 @@ class TestCoco:
             json.dumps({"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "id": 1, "caption": "A"}]})
         )
         assert outcomes(everything(path)) == {"a.jpg": ""}
+
+    def test_the_address_that_was_named(self, tmp_path: Path) -> None:
+        images(tmp_path, "a.jpg")
+        item = {"id": 1, "file_name": "a.jpg", "coco_url": "http://coco", "flickr_url": "http://flickr", "page": "http://page"}
+        (tmp_path / "c.json").write_text(json.dumps({"images": [item], "annotations": [{"image_id": 1, "id": 1, "caption": "A"}]}))
+        assert [one.url for one in everything(tmp_path / "c.json")] == ["http://coco"]
+        assert [one.url for one in everything(tmp_path / "c.json", columns=Columns(url="page"))] == ["http://page"]
+        for name in ("key", "image"):
+            with pytest.raises(ValueError, match=f"columns.{name}.*means nothing"):
+                everything(tmp_path / "c.json", columns=Columns.model_validate({name: "id"}))
 
     def test_images_elsewhere(self, tmp_path: Path) -> None:
         path = Path(coco(tmp_path / "in", contents(3)))

@@ -11,16 +11,15 @@ from typing import Any
 
 from mtv_core.data.sources import metadata, parts
 from mtv_core.data.sources.access import Options, safe_name
-from mtv_core.data.sources.base import RawCaption, ShardRef
-from mtv_core.data.sources.config import SourceConfig
+from mtv_core.data.sources.base import ShardRef
+from mtv_core.data.sources.config import Columns, SourceConfig
 from mtv_core.data.sources.format import Format, Samples
 from mtv_core.data.sources.listing import FileInfo, Folder, locate
 from mtv_core.data.sources.members import Members, UnsafePathError, Wanted
 from mtv_core.data.sources.metadata import Row
 from mtv_core.data.sources.parts import Member
-from mtv_core.data.sources.records import CAPTION_FILES, IMAGE_ENDINGS, Fields, document_of, fields, meta_of, unused
+from mtv_core.data.sources.records import CAPTION_FILES, IMAGE_ENDINGS, fields, meta_of, of_files, text_names, unused
 
-_BESIDE = (*CAPTION_FILES, "json")
 _META = "json"
 
 
@@ -40,6 +39,11 @@ class ImageFolder(Format):
     def shards(self, folder: Folder, claimed: Sequence[FileInfo], source: SourceConfig, name: str) -> Sequence[ShardRef]:
         """All images of the folder and all rows that describe some, whether they find each other or not."""
         described = [file for file in folder.files if file.base in metadata.NAMES and file.kind == "file"]
+        if source.columns.image is not None and not described:
+            raise ValueError(
+                f"the source's `columns.image` names the column of a metadata file that names the image files, and {folder.uri} has no "
+                "such file; leave it out"
+            )
         if source.images is None:
             return self._cut(folder, folder.uri, folder, described, source, name)
         return self._cut(_images(source.images, folder.storage_options), folder.uri, folder, described, source, name)
@@ -76,9 +80,10 @@ class ImageFolder(Format):
                 else:
                     rows[_joined(prefix, row.file_name)].append(row)
         files = {file.name: file for file in images.files}
-        members += _described(rows, files)
+        beside = _beside(images, source.columns)
+        members += _described(rows, files, beside)
         if not only_described:
-            members += _rest(images, files, rows, bool(described))
+            members += _rest(images, rows, beside, bool(described))
         members.sort(key=lambda member: member[0].key)
         return parts.cut(members, images.uri, uri, self.name, source, name)
 
@@ -101,41 +106,61 @@ def _joined(prefix: str, name: str) -> str:
     return f"{prefix}{safe}" if safe else name
 
 
-def _beside(image: str, files: dict[str, FileInfo]) -> list[FileInfo]:
-    stem = image.rpartition(".")[0]
-    return [files[name] for extension in _BESIDE if (name := f"{stem}.{extension}") in files]
+def _stems(name: str) -> Iterator[tuple[str, str]]:
+    """A name cut at each dot of its last part: what is before, and the extension after it in lower case."""
+    at = name.rfind("/") + 1
+    while (at := name.find(".", at + 1)) > 0:
+        yield name[:at], name[at + 1 :].lower()
+
+
+def _beside(folder: Folder, columns: Columns) -> dict[str, list[FileInfo]]:
+    """Name of an image without its extension → files that say something of it."""
+    extensions = [*CAPTION_FILES, _META, *(name.lower() for name in text_names(columns))]
+    if columns.captions is not None:
+        extensions = extensions[len(CAPTION_FILES) :]
+    order = {extension: rank for rank, extension in reversed(list(enumerate(extensions)))}
+    found: dict[str, dict[str, FileInfo]] = defaultdict(dict)
+    for file in folder.files:
+        for stem, extension in _stems(file.name):
+            if extension in order:
+                found[stem].setdefault(extension, file)
+    return {stem: [some[extension] for extension in sorted(some, key=order.__getitem__)] for stem, some in found.items()}
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _sized(files: list[FileInfo]) -> tuple[tuple[str, int], ...]:
     return tuple((file.name, file.size) for file in files)
 
 
-def _described(rows: dict[str, list[Row]], files: dict[str, FileInfo]) -> Iterator[tuple[Member, str]]:
+def _described(rows: dict[str, list[Row]], files: dict[str, FileInfo], texts: dict[str, list[FileInfo]]) -> Iterator[tuple[Member, str]]:
     """Images that rows name, there or not."""
     for image, found in rows.items():
         info = files.get(image)
-        beside = _beside(image, files)
+        beside = texts.get(_stem(image), [])
         stamp = parts.stamp(info, *beside, more=" ".join(row.digest for row in found))
         problem = None if safe_name(image) else ("UnsafePath", f"the file name {image!r} leads out of the folder; put the file into it")
         yield Member(image, None if info is None else info.size, _sized(beside), tuple(row.place for row in found), problem=problem), stamp
 
 
-def _rest(folder: Folder, files: dict[str, FileInfo], rows: dict[str, list[Row]], described: bool) -> Iterator[tuple[Member, str]]:
+def _rest(folder: Folder, rows: dict[str, list[Row]], texts: dict[str, list[FileInfo]], described: bool) -> Iterator[tuple[Member, str]]:
     """What no row names: images, links to other folders, and, where captions stand beside images, captions that stand alone."""
     stems = set()
     for file in folder.files:
         if file.base.lower().endswith(IMAGE_ENDINGS):
-            stems.add(file.name.rpartition(".")[0])
+            stems.add(_stem(file.name))
             if file.name not in rows and file.kind != "link":
-                beside = _beside(file.name, files)
+                beside = texts.get(_stem(file.name), [])
                 yield Member(file.name, file.size, _sized(beside)), parts.stamp(file, *beside)
         if file.kind == "link":
             message = f"{file.name!r} is a symlink to another folder, which is not followed; make that folder a source of its own"
             yield Member(file.name, None, problem=("UnsafePath", message)), ""
     if not described:
         for file in folder.files:
-            stem, _, extension = file.name.rpartition(".")
-            if extension in CAPTION_FILES and stem not in stems:
+            cuts = list(_stems(file.name))
+            if cuts and cuts[-1][1] in CAPTION_FILES and not any(stem in stems for stem, _ in cuts):
                 yield Member(file.name, None, _sized([file])), parts.stamp(file)
 
 
@@ -143,30 +168,42 @@ def _said(shard: ShardRef, members: list[Member], max_bytes: int, storage_option
     """What rows and files say of each member."""
     rows = metadata.fetch((row for member in members for row in member.rows), shard.root, storage_options)
     reader = Members(shard.root, max_bytes, storage_options)
-    wanted = (Wanted(name, size) for member in members for name, size in member.files)
-    contents = reader.read_all(wanted)
+    contents = reader.read_all(wanted for member in members for wanted in _wanted(member, max_bytes))
     for member in members:
         found = [rows[place] for place in member.rows]
-        beside = {name.rpartition(".")[2]: next(contents) for name, _ in member.files}
+        beside = {name[len(_stem(member.key)) + 1 :].lower(): (next(contents), size) for name, size in member.files}
         yield _facts(shard, found, beside, max_bytes)
 
 
+def _wanted(member: Member, max_bytes: int) -> Iterator[Wanted | None]:
+    """The files beside an image; None for one that is too large, or with those before it."""
+    total = 0
+    for name, size in member.files:
+        fits = total + size <= max_bytes
+        total += size if fits else 0
+        yield Wanted(name, size) if fits else None
+
+
 def _facts(
-    shard: ShardRef, rows: list[dict[str, Any]], beside: dict[str, bytes | UnsafePathError | None], max_bytes: int
+    shard: ShardRef, rows: list[dict[str, Any]], beside: dict[str, tuple[bytes | UnsafePathError | None, int]], max_bytes: int
 ) -> dict[str, Any]:
     columns = shard.columns
     said = [fields(row, columns) for row in rows]
-    for extension, content in beside.items():
+    texts: dict[str, bytes] = {}
+    json_: bytes | int | None = None
+    for extension, (content, size) in beside.items():
         if isinstance(content, UnsafePathError):
             return {"problem": ("UnsafePath", str(content))}
-        if content is not None and len(content) > max_bytes:
-            return {"problem": ("CaptionTooLong", f"the file .{extension} beside it has more bytes than are read (ingest.max_bytes)")}
-    texts = {extension: content for extension, content in beside.items() if isinstance(content, bytes)}
-    document = texts.pop(_META, None)
-    if texts:
-        said.append(Fields([RawCaption(text) for text in texts.values()]))
-    if document is not None:
-        said.append(fields(document_of(document), columns, () if any(one.captions for one in said) else None))
+        read = content if content is not None and len(content) <= max_bytes else None
+        if extension == _META:
+            json_ = size if read is None else read
+        elif read is None:
+            message = f"the file .{extension} has {size} bytes, with the image's other texts more than is read (ingest.max_bytes)"
+            return {"problem": ("CaptionTooLong", message)}
+        else:
+            texts[extension] = read
+    if beside:
+        said.append(of_files(texts, json_, columns, any(one.captions for one in said)))
     found = [caption for one in said for caption in one.captions]
     others = rows[0] if rows else {}
     return {
@@ -174,7 +211,8 @@ def _facts(
         "url": next((one.url for one in said if one.url), None),
         "license": next((one.license for one in said if one.license), None),
         "problem": None if found else next((one.problem for one in said if one.problem), None),
-        "meta": meta_of({name: _text(others[name]) for name in unused(others, columns, metadata.FILE_NAMES)}) or document,
+        "meta": meta_of({name: _text(others[name]) for name in unused(others, columns, metadata.FILE_NAMES)})
+        or (json_ if isinstance(json_, bytes) else None),
     }
 
 

@@ -9,7 +9,7 @@ import csv
 import hashlib
 import io
 import json
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -146,7 +146,7 @@ def _parse(raw: bytes, header: list[str] | None) -> dict[str, Any]:
         ValueError, csv.Error: it is none.
     """
     if header is not None:
-        values = next(csv.reader(io.StringIO(raw.decode(errors="surrogateescape"), newline="")), [])
+        values = next(csv.reader(io.StringIO(raw.decode(errors="surrogateescape"), newline=""), strict=True), [])
         return dict(zip(header, (value.encode(errors="surrogateescape") for value in values), strict=False))
     try:
         document = json.loads(raw.removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape"))
@@ -158,28 +158,36 @@ def _parse(raw: bytes, header: list[str] | None) -> dict[str, Any]:
 
 
 def _csv_lines(file: Opened) -> Iterator[tuple[int, int, bytes, list[str] | str]]:
-    """(first byte, number of its last line, bytes, fields) of each row: one may go over several lines."""
-    taken: list[bytes] = []
-    number, start = 0, -1
+    """(first byte, number of its last line, bytes, fields) of each row: one may go over several lines.
+
+    A line whose quote is not closed would take those after it with it: it is refused alone, and they are read again.
+    """
+    lines = _lines(file)
+    ahead: deque[tuple[int, bytes]] = deque()
+    taken: list[tuple[int, bytes]] = []
+    number = 0
 
     def feed() -> Iterator[str]:
-        nonlocal number, start
-        for at, line in _lines(file):
-            start = start if taken else at
-            taken.append(line)
+        nonlocal number
+        while (one := ahead.popleft() if ahead else next(lines, None)) is not None:
+            taken.append(one)
             number += 1
-            yield (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).decode(errors="surrogateescape")
+            yield (one[1].removeprefix(b"\xef\xbb\xbf") if one[0] == 0 else one[1]).decode(errors="surrogateescape")
 
-    reader = csv.reader(feed())
+    reader = csv.reader(feed(), strict=True)
     while True:
         try:
             values: list[str] | str | None = next(reader, None)
         except csv.Error as error:
             values = f"is no CSV ({error}); is a quote not closed?"
-        raw = b"".join(taken)
-        taken.clear()
+            ahead.extendleft(reversed(taken[1:]))
+            number -= len(taken) - 1
+            del taken[1:]
+            reader = csv.reader(feed(), strict=True)
         if values is None:
             return
+        start, raw = taken[0][0], b"".join(line for _, line in taken)
+        taken.clear()
         if values:
             yield start, number, raw, values
 
