@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from mtv_core.config import PipelineConfig, table_uri
 from mtv_core.executor import Progress
 from mtv_core.ingest_config import IngestConfig
+from mtv_core.runs import RunRecord
 from mtv_core.store import exports, takedown, takedown_runs
 from mtv_core.store.exports import ExportRecord
 from mtv_core.store.table import Table
@@ -66,25 +68,34 @@ class Traces:
 
 
 def traces(table: Table, tags: dict[str, int], prefect_api: str | None) -> Traces:
-    """Runs and previews made from tags (tag → rows of it that go); exports of those, and of versions that nobody gave a name.
+    """Runs made from tags (tag → rows of it that go); exports of those, and of versions that nobody gave a name; and all pictures of the
+    table that runs and Prefect keep. An ingest shows rows before there is any tag, and refused ones too: nobody can tell whose they are.
 
     Asks the servers that answer, and changes nothing.
     """
     found = Traces(exports=[record for record in exports.read_all(table) if record.tag is None or record.tag in tags])
-    if not tags:
-        return found
-    found.runs, found.problems = takedown_runs.uses(table.uri, tags)
-    try:
-        found.mlflow = tracking.traces(table.uri, sorted(tags), [use.mlflow_run_id for use in found.runs if use.mlflow_run_id])
-    except Exception as error:  # whatever is wrong with it, the takedown goes on
-        found.problems.append(f"MLflow could not be asked: {error}")
-    flow_runs = [use.prefect_flow_run_id for use in found.runs if use.prefect_flow_run_id]
-    if flow_runs:
+    used = takedown_runs.uses(table.uri, tags, _configured)
+    found.runs, found.problems = used.runs, [*exports.problems(table), *used.problems]
+    if tags:
         try:
-            found.prefect = previews(prefect_api, flow_runs)
+            ids = [use.mlflow_run_id for use in found.runs if use.mlflow_run_id and use.tags]
+            found.mlflow = tracking.traces(table.uri, sorted(tags), ids)
+        except Exception as error:  # whatever is wrong with it, the takedown goes on
+            found.problems.append(f"MLflow could not be asked: {error}")
+    if used.flow_runs:
+        try:
+            for first in range(0, len(used.flow_runs), _PAGE):
+                found.prefect += previews(prefect_api, used.flow_runs[first : first + _PAGE])
         except Exception as error:
-            found.problems.append(f"Prefect could not be asked about {len(flow_runs)} flow runs: {error}")
+            found.problems.append(f"Prefect could not be asked about {len(used.flow_runs)} flow runs: {error}")
     return found
+
+
+def _configured(record: RunRecord) -> str | None:
+    try:
+        return table_uri(PipelineConfig.model_validate(record.config))
+    except ValueError:  # of another version: what its stages say counts
+        return None
 
 
 def previews(prefect_api: str | None, flow_run_ids: Sequence[str]) -> list[Preview]:

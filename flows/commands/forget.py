@@ -94,7 +94,7 @@ def forget(
     losses = {**{tag: loss.removed for tag, loss in plan.tags.items()}, **plan.earlier}
     for tag, rows in _tags(waiting).items():
         losses[tag] = losses.get(tag, 0) + rows
-    traces = task.traces(opened, losses, _prefect()) if plan.found.rows or waiting else Traces()
+    traces = task.traces(opened, losses, _prefect()) if not plan.empty or waiting else Traces()
     if dry_run or not yes:
         _say(opened, plan, waiting, traces, as_json)
         if not dry_run:
@@ -234,10 +234,11 @@ def _journal(journal: Journal) -> None:
 
 def _traces(traces: Traces) -> None:
     if traces.runs or traces.exports or traces.mlflow or traces.prefect:
-        out.print("\nNothing below is removed. It was made from tags that had the rows:")
+        out.print("\nNothing below is removed. It was made from rows of this table, and may have or show those that go:")
     for use in traces.runs:
-        running = " [yellow]running now: it fails when its rows go[/]" if use.status == "running" else ""
-        out.print(f"run        {use.run_id}  {', '.join(use.tags)}{'  trained on it' if use.trained else ''}{running}")
+        running = " [yellow]running now: it fails when its rows go[/]" if use.status == "running" and use.tags else ""
+        of = ", ".join(use.tags) or "keeps pictures of the table"
+        out.print(f"run        {use.run_id}  {of}{'  trained on it' if use.trained else ''}{running}")
         for name, value in (
             *(("model", path) for path in [use.model, *use.exports]),
             *(("model", name) for name in use.registered),
@@ -258,4 +259,4 @@ def _traces(traces: Traces) -> None:
     for preview in traces.prefect:
         out.print(f"prefect    artifact {escape(preview.key)} {preview.id} of flow run {preview.flow_run_id}")
     for problem in traces.problems:
-        out.print(f"[yellow]not asked[/]  {escape(problem)}")
+        out.print(f"[yellow]not known[/]  {escape(problem)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -65,6 +66,34 @@ def read_all(table: Table) -> list[ExportRecord]:
     """Every copy that was ever begun, the oldest first. Whether it still lies there, its folder's manifest.json says."""
     found = [_read(table, name) for name in table.files.names(FOLDER)]
     return sorted((record for record in found if record is not None), key=lambda record: record.started)
+
+
+def problems(table: Table) -> list[str]:
+    """A message for each record that cannot be read: somewhere there is a copy, and nobody knows of what."""
+    found = []
+    for name in table.files.names(FOLDER):
+        try:
+            content = table.files.read(f"{FOLDER}/{name}")
+            ExportRecord.model_validate_json(content)
+        except FileNotFoundError:
+            continue
+        except ValidationError as error:
+            where = table.files.path(f"{FOLDER}/{name}")
+            found.append(
+                f"the export that {where} records, {_place(content)}: the record is damaged or was written by another version "
+                f"({error.errors()[0]['msg']})"
+            )
+    return found
+
+
+def _place(content: bytes) -> str:
+    """What a record of any version says of where the copy is."""
+    try:
+        document = json.loads(content)
+    except ValueError:
+        document = None
+    uri = document.get("uri") if isinstance(document, dict) else None
+    return f"at {uri}" if isinstance(uri, str) else "at a place that cannot be read"
 
 
 def _write(table: Table, record: ExportRecord) -> None:

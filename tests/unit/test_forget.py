@@ -191,7 +191,45 @@ def test_runs_that_worked_with_the_tags(made: tuple[Table, dict[str, str]]) -> N
     assert (two.run_id, two.status, two.trained) == (at_work.run_id, RunStatus.RUNNING, True)
     assert ["MLflow could not be asked" in problem for problem in found.problems] == [True]
     assert runs.load(trained.run_id) == trained
-    assert takedown.traces(table, {}, None) == takedown.Traces()
+    [alone] = takedown.traces(table, {}, None).runs  # its pictures may be of any row; nothing else of it is
+    assert (alone.run_id, alone.tags, alone.rows, alone.trained, alone.model) == (trained.run_id, [], 0, False, None)
+    assert (alone.exports, alone.registered, alone.pictures) == ([], [], one.pictures)
+
+
+def test_previews_of_an_ingest_are_named(forget: Forget, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tag has its rows yet, and of some pictures not even a row was made."""
+    config = json.loads(PipelineConfig.model_validate({"sources": "blocks://8", "table": {"uri": table.uri}}).model_dump_json())
+    ingested = record(table, None, "0-aaaaaa", prefect_flow_run_id="00000000-0000-0000-0000-000000000001")
+    killed = record(table, None, "1-bbbbbb", config=config, prefect_flow_run_id="00000000-0000-0000-0000-000000000002")
+    killed.table = TableState()  # it is written down at the end of a stage
+    killed.save()
+    record(table, None, "2-cccccc", uri="/another/table", prefect_flow_run_id="00000000-0000-0000-0000-000000000003")
+    folder = ingested.folder / "reports" / "ingest"
+    folder.mkdir(parents=True)
+    shown = {
+        "gallery.jpg": b"x",
+        "near_duplicates.jpg": b"x",
+        "evaluation_pairs.jpg": b"x",
+        "report.html": b"<img src='data:image/jpeg;base64,a'>",
+    }
+    for name, content in {**shown, "report.md": b"figures only", "other.html": b"<p>figures</p>"}.items():
+        (folder / name).write_bytes(content)
+    (killed.folder / "page.md").write_text("![x](data:image/png;base64,abc)")
+    asked: list[str] = []
+
+    def previews(api: str | None, flow_runs: list[str]) -> list[takedown.Preview]:
+        asked.extend(flow_runs)
+        return []
+
+    monkeypatch.setattr(takedown, "previews", previews)
+    found = takedown.traces(table, {}, None)
+    assert [(use.run_id, use.tags) for use in found.runs] == [(ingested.run_id, []), (killed.run_id, [])]
+    assert found.runs[0].pictures == sorted(str(folder / name) for name in shown)
+    assert [one[-1] for one in asked] == ["1", "2"]
+    for arguments in (["--uid", row(3)["uid"]], ["--url", "http://example.org/900.jpg"]):  # a row; a refusal alone
+        said = "".join(forget(*arguments, "--dry-run").output.split())
+        for name in shown:
+            assert "".join(str(folder / name).split()) in said, name
 
 
 def test_a_run_of_a_tag_that_was_dropped_before_is_named(forget: Forget, made: tuple[Table, dict[str, str]]) -> None:
@@ -220,6 +258,14 @@ def test_exports(forget: Forget, made: tuple[Table, dict[str, str]]) -> None:
     assert "export     /c  24 rows as webdataset, of version 3, whether it had the rows is not known" in result.output
     assert "export     /b" not in result.output
     assert len(exports.read_all(table)) == 3  # the record of a copy stays, whatever it says
+
+
+def test_a_record_of_another_version_is_not_passed_over(forget: Forget, table: Table) -> None:
+    table.files.write("exports/0123456789abcdef.json", json.dumps({"uri": "/copies/of/old", "shape": "new"}).encode())
+    table.files.write("exports/1123456789abcdef.json", b"{broken")
+    said = " ".join(forget("--uid", row(26)["uid"], "--dry-run").output.split())
+    assert "0123456789abcdef.json records, at /copies/of/old: the record is damaged or was written by another version" in said
+    assert "1123456789abcdef.json records, at a place that cannot be read" in said
 
 
 def test_mlflow_runs_pictures_and_models(made: tuple[Table, dict[str, str]], tmp_path: Path) -> None:
