@@ -119,6 +119,12 @@ class TestExpand:
         with pytest.raises((FileNotFoundError, ValueError), match=message):
             expand(SourceConfig(uri=uri))
 
+    @pytest.mark.parametrize("uri", ["", " ", "\n\t"])
+    def test_nothing_is_not_the_working_folder(self, uri: str) -> None:
+        for given in ({"uri": uri}, {"uri": "a", "images": uri}):
+            with pytest.raises(ValueError, match="it is empty"):
+                SourceConfig.model_validate(given)
+
     def test_columns_of_no_use_are_not_ignored(self, tmp_path: Path) -> None:
         shards(tmp_path / "tars", 1, 1)
         (tmp_path / "images").mkdir()

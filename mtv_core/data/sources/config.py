@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
 from mtv_core.data.uris import PlainUri
 
 Format = Literal["auto", "webdataset", "parquet", "imagefolder", "coco", "arrow"]
+
+
+def _not_blank(uri: str) -> str:
+    if not uri.strip():
+        raise ValueError("it is empty, which would be the working folder; give a path or a URI ('.' for the working folder)")
+    return uri
 
 
 class Columns(BaseModel, frozen=True, extra="forbid"):
@@ -16,7 +22,7 @@ class Columns(BaseModel, frozen=True, extra="forbid"):
 
     image: str | None = Field(None, description="bytes, or a Hugging Face Image struct; in a tar an extension: jpg")
     captions: tuple[str, ...] | None = Field(
-        None, description="captions that people wrote or the web had, the first is the one that counts"
+        None, description="captions that people wrote or the web had, the first is the one that counts; []: none"
     )
     synthetic: tuple[str, ...] | None = Field(None, description="captions that a model wrote; kept apart")
     key: str | None = Field(None, description="name of the sample in its shard")
@@ -27,7 +33,7 @@ class Columns(BaseModel, frozen=True, extra="forbid"):
 class SourceConfig(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True):
     """A set of shards with pictures and captions."""
 
-    uri: PlainUri = Field(
+    uri: Annotated[PlainUri, AfterValidator(_not_blank)] = Field(
         description="a file, a folder, a glob or a brace range (shards-{0000..0099}.tar); local, s3://, gs://, http(s)://; "
         "blocks://NAME?samples=N&seed=S makes synthetic ones"
     )
@@ -37,7 +43,9 @@ class SourceConfig(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=
     near_duplicates: bool = Field(
         True, description="whether its pictures are compared with others; false where all look alike and none is a copy, as in renderings"
     )
-    images: str | None = Field(None, description="coco and metadata files: the folder the file names are relative to; default: theirs")
+    images: Annotated[str, AfterValidator(_not_blank)] | None = Field(
+        None, description="coco and metadata files: the folder the file names are relative to; default: theirs"
+    )
 
 
 def _as_list(value: Any) -> Any:
