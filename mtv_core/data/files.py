@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import fsspec
 
+from mtv_core.data.store_errors import is_no_bucket, worded
 from mtv_core.data.uris import check_uri
 from mtv_core.settings import is_local
 
@@ -95,6 +96,9 @@ class Files:
 
     Raises:
         ValueError: the URI has a credential in it.
+
+    Looking and reading raise PermissionError if an object store does not let us in, FileNotFoundError if its bucket is missing, and
+    StoreError, an OSError, if it does not answer.
     """
 
     def __init__(self, uri: str, storage_options: Mapping[str, str] | None = None) -> None:
@@ -113,15 +117,17 @@ class Files:
         """Whether there is a file or folder of that name."""
         if self.local:
             return Path(self.path(name)).exists()
-        files, path = self._remote(name)
-        return bool(files.exists(path))
+        with worded(self.uri):
+            files, path = self._remote(name)
+            return bool(files.exists(path))
 
     def size(self, name: str) -> int:
         """Bytes of a file."""
         if self.local:
             return Path(self.path(name)).stat().st_size
-        files, path = self._remote(name)
-        return int(files.info(path)["size"])
+        with worded(self.uri):
+            files, path = self._remote(name)
+            return int(files.info(path)["size"])
 
     def modified(self, name: str) -> float:
         """When a file was last written, in seconds since 1970 by the clock of whoever keeps it: the store, not this machine.
@@ -131,8 +137,9 @@ class Files:
         """
         if self.local:
             return Path(self.path(name)).stat().st_mtime
-        files, path = self._remote(name)
-        return float(files.modified(path).timestamp())
+        with worded(self.uri):
+            files, path = self._remote(name)
+            return float(files.modified(path).timestamp())
 
     def read(self, name: str) -> bytes:
         """The whole file.
@@ -142,15 +149,17 @@ class Files:
         """
         if self.local:
             return Path(self.path(name)).read_bytes()
-        files, path = self._remote(name)  # by one GET, so that a file which is replaced just now is the old or the new one
-        return bytes(files.cat_file(path))
+        with worded(self.uri):
+            files, path = self._remote(name)
+            return bytes(files.cat_file(path))  # by one GET, so that a file which is replaced just now is the old or the new one
 
     def open(self, name: str) -> IO[bytes]:
         """Open for reading; seekable."""
         if self.local:
             return Path(self.path(name)).open("rb")
-        files, path = self._remote(name)
-        return files.open(path, "rb")
+        with worded(self.uri):
+            files, path = self._remote(name)
+            return files.open(path, "rb")
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[IO[bytes]]:
@@ -187,8 +196,9 @@ class Files:
     def write(self, name: str, content: bytes) -> None:
         """Write a whole file, replacing what was there."""
         if not self.local:
-            files, path = self._remote(name)
-            files.pipe_file(path, content)
+            with worded(self.uri):
+                files, path = self._remote(name)
+                files.pipe_file(path, content)
             return
         with self.create(name) as file:
             file.write(content)
@@ -234,8 +244,11 @@ class Files:
             files, path = self._remote(folder)
             files.invalidate_cache()
             try:
-                entries = [entry.rstrip("/") for entry in files.ls(path, detail=False)]
-            except FileNotFoundError:
+                with worded(self.uri):
+                    entries = [entry.rstrip("/") for entry in files.ls(path, detail=False)]
+            except FileNotFoundError as error:
+                if is_no_bucket(error):
+                    raise
                 entries = []
             # Some tools mark a folder by an object of its name, which is listed in it.
             found = [entry.rsplit("/", 1)[-1] for entry in entries if entry != path.rstrip("/")]

@@ -18,6 +18,8 @@ from lance.commit import CommitConflictError
 from lance.fragment import FragmentMetadata, write_fragments
 
 from mtv_core.data.files import lance_options
+from mtv_core.data.store_errors import of_lance
+from mtv_core.settings import is_local
 
 STORAGE_VERSION = "2.2"  # of data files
 _ATTEMPTS = 20
@@ -38,13 +40,24 @@ def explain(error: Exception, uri: str) -> OSError:
 
 
 def open_dataset(uri: str, version: int | str | None = None, storage_options: Mapping[str, str] | None = None) -> LanceDataset | None:
-    """The dataset, at its latest version or a given one or a tag; None if there is no such thing."""
+    """The dataset, at its latest version or a given one or a tag; None if there is no such thing.
+
+    Raises:
+        PermissionError: its object store does not let us in.
+        FileNotFoundError: there is no such bucket.
+        OSError: it does not answer.
+    """
     try:
         return lance.dataset(uri, version=version, storage_options=lance_options(uri, storage_options))
     except (ValueError, OSError) as error:
+        said = error if is_local(uri) else of_lance(error, uri)
+        if isinstance(said, FileNotFoundError) and said is not error:
+            raise said from error
         if re.search(r"was not found|does not exist", str(error)):
             return None
-        raise
+        if said is error:
+            raise
+        raise said from error
 
 
 def write(

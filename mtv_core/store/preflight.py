@@ -6,20 +6,18 @@ who lists sees what was written before. A store that ignores the condition would
 
 from __future__ import annotations
 
-import errno
 import secrets
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from mtv_core.data.files import Files
+from mtv_core.data.store_errors import StoreError, in_words, no_bucket, unusable
+
+__all__ = ["FOLDER", "StoreError", "check_store"]
 
 FOLDER = "_locks"  # the probes lie beside what they are asked for
 _RIVALS = 8
 _passed: set[tuple[str, tuple[tuple[str, str], ...]]] = set()
-
-
-class StoreError(OSError):
-    """A store that cannot hold a table."""
 
 
 def check_store(uri: str, storage_options: Mapping[str, str] | None = None) -> None:
@@ -45,27 +43,12 @@ def check_store(uri: str, storage_options: Mapping[str, str] | None = None) -> N
         _prove(files, probe)
     except StoreError:
         raise
-    except PermissionError as error:
-        raise PermissionError(
-            errno.EACCES,
-            f"{files.uri} refuses us ({_code(error)}): set credentials that may read, write, list and delete there "
-            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or fsspec's configuration)",
-        ) from error
     except FileNotFoundError as error:
-        raise FileNotFoundError(errno.ENOENT, f"there is no bucket for {files.uri}: make it, or correct table.uri") from error
+        raise no_bucket(files.uri) from error
     except Exception as error:
-        if type(error).__name__ == "NoCredentialsError":
-            raise PermissionError(
-                errno.EACCES, f"no credentials for {files.uri}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-            ) from error
-        raise StoreError(f"cannot use {files.uri}: {type(error).__name__}: {error}") from error
+        said = in_words(error, files.uri)
+        raise (said if isinstance(said, (StoreError, PermissionError)) else unusable(files.uri, error)) from error
     _passed.add(key)
-
-
-def _code(error: OSError) -> str:
-    """What the store calls it: SignatureDoesNotMatch, AccessDenied, …"""
-    response = getattr(error.__cause__, "response", None) or {}
-    return str(response.get("Error", {}).get("Code") or error.strerror or error)
 
 
 def _prove(files: Files, probe: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import pickle
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from s3_server import client
 
 from mtv_core.config import ConfigError, PipelineConfig, resolve_config
 from mtv_core.data.files import Files, filesystem, fsspec_options, lance_options
+from mtv_core.data.store_errors import of_lance
 from mtv_core.data.uris import check_uri
 from mtv_core.store import preflight
 from mtv_core.store.config import TableConfig
+from mtv_core.store.dataset import open_dataset
 from mtv_core.store.preflight import StoreError, check_store
 
 
@@ -254,6 +256,58 @@ class TestCredentials:
                 with pytest.raises(ValueError, match="credential") as refused:
                     model.model_validate(values | (options if model is TableConfig else {"table": options}))
                 assert SECRET not in str(refused.value)
+
+
+class TestStoresThatDoNotAnswer:
+    """What every command that only reads meets first."""
+
+    READ = (
+        lambda files: files.exists("a"), lambda files: files.read("a"), lambda files: files.names("a"), lambda files: files.size("a"),
+        lambda files: files.modified("a"), lambda files: open_dataset(files.uri, storage_options=files.storage_options),
+    )  # fmt: skip
+
+    @pytest.fixture(autouse=True)
+    def at_once(self, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+
+    @pytest.mark.parametrize("read", READ)
+    def test_no_server(self, read: Callable[[Files], Any]) -> None:
+        with pytest.raises(StoreError, match=r"^cannot use s3://bucket/t: .*is its endpoint right") as down:
+            read(Files("s3://bucket/t", {"aws_endpoint": "http://127.0.0.1:1"}))
+        assert ".rs:" not in str(down.value)
+        assert "LanceError" not in str(down.value)
+
+    @pytest.mark.parametrize("read", READ)
+    def test_no_credentials(self, read: Callable[[Files], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+            monkeypatch.setenv(name, str(tmp_path / "none"))
+        # Instances of s3fs live on with the credentials they began with; a region of its own makes another one.
+        with pytest.raises(PermissionError, match="no credentials for s3://bucket/t: set AWS_ACCESS_KEY_ID"):
+            read(Files("s3://bucket/t", {"aws_region": f"none-{secrets.token_hex(4)}"}))
+
+    @pytest.mark.parametrize("read", READ[1:])
+    def test_no_bucket(self, read: Callable[[Files], Any]) -> None:
+        with pytest.raises(FileNotFoundError, match="there is no bucket for s3://mtv-nowhere/t: make it"):
+            read(Files("s3://mtv-nowhere/t"))
+
+    def test_a_missing_file_or_table_is_no_missing_bucket(self, bucket: str) -> None:
+        with pytest.raises(FileNotFoundError) as missing:
+            Files(bucket).read("a")
+        assert "bucket for" not in str(missing.value)
+        assert Files(bucket).names("a") == []
+        assert open_dataset(f"{bucket}/t") is None
+
+    @pytest.mark.parametrize(("code", "error"), [("AccessDenied", PermissionError), ("NoSuchBucket", FileNotFoundError)])
+    def test_what_lance_says_of_it(self, code: str, error: type[Exception]) -> None:
+        text = f"LanceError(IO): Generic S3 error: <Error><Code>{code}</Code></Error>, /home/x/lance-io/src/object_store.rs:1576:42"
+        said = of_lance(ValueError(text), "s3://b/t")
+        assert isinstance(said, error)
+        assert "s3://b/t" in str(said)
+        mistake = ValueError("Invalid user input: no field x, /a/b.rs:1")
+        assert of_lance(mistake, "s3://b/t") is mistake
 
 
 class TestPreflight:
