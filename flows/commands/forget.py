@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -58,7 +59,7 @@ def forget(
     Rows, their labels and every copy of the same image; old versions, staged files and pictures of reports. Tags that had them are dropped
     and name a successor. Later ingests refuse them. Runs, models, exports and previews are listed, never removed.
     """
-    from mtv_core.store import takedown, takedown_journal
+    from mtv_core.store import locks, takedown, takedown_journal
     from mtv_core.store.table import Table
     from tasks import takedown as task
     from tasks.takedown import Traces
@@ -96,7 +97,7 @@ def forget(
         losses[tag] = losses.get(tag, 0) + rows
     traces = task.traces(opened, losses, _prefect()) if not plan.empty or waiting else Traces()
     if dry_run or not yes:
-        _say(opened, plan, waiting, traces, as_json)
+        _say(opened, plan, waiting, traces, as_json, locks.at_work(opened))
         if not dry_run:
             raise fail("nothing was changed; the same with --yes does it, for good", code=2)
         return
@@ -145,12 +146,13 @@ def _tags(journals: list[Journal]) -> dict[str, int]:
 # What it says
 
 
-def _say(table: Table, plan: Plan | None, journals: list[Journal], traces: Traces, as_json: bool) -> None:
+def _say(table: Table, plan: Plan | None, journals: list[Journal], traces: Traces, as_json: bool, busy: Sequence[str] = ()) -> None:
     if as_json:
         hidden = {"rows", "rejects", "places", "denied"}
         document = {
             "table": table.uri,
             "plan": None if plan is None else _document(plan),
+            "busy": list(busy),
             "takedowns": [journal.model_dump(mode="json", exclude=hidden) for journal in journals],
             "traces": {
                 "runs": [use.model_dump(mode="json") for use in traces.runs],
@@ -170,6 +172,8 @@ def _say(table: Table, plan: Plan | None, journals: list[Journal], traces: Trace
     if plan is None and not journals:
         out.print("no takedown")
     _traces(traces)
+    if busy:
+        out.print(f"[yellow]busy[/]       --yes would be refused now: {escape('; '.join(busy))} is at work on the table")
 
 
 def _document(plan: Plan) -> dict[str, Any]:

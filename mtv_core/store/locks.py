@@ -125,6 +125,18 @@ def maintenance(table: Table, what: str) -> Iterator[Lease]:
             _maintaining.discard(held.owner.token)
 
 
+def at_work(table: Table) -> list[str]:
+    """Who keeps maintenance away at this moment, as a person reads it. Takes no name, and holds nobody up.
+
+    Nobody, too, to whom may not look: such a person is refused for that.
+    """
+    try:
+        holders = _locks(table).holders()
+    except PermissionError:
+        return []
+    return [str(owner) for name, owner in holders.items() if name in (_COMMIT, _MAINTENANCE) or name.startswith(_WRITER)]
+
+
 @contextlib.contextmanager
 def alone(lease: Lease) -> Iterator[bool]:
     """Whether nobody else writes, asked by a writer that is done. It stays so within the block: writers that begin wait for its end.

@@ -66,16 +66,23 @@ def write(table: Table, tombstone: Tombstone) -> None:
 
 def newest(table: Table, tombstone: Tombstone) -> str | None:
     """The tag at the end of the chain that begins here: successors may have been dropped in their turn."""
+    return _end(table, tombstone)[0]
+
+
+def _end(table: Table, tombstone: Tombstone) -> tuple[str | None, bool]:
+    """The same, and whether its labels have the revisions of the tag that the chain begins with: if every step of the chain kept them."""
     seen = {tombstone.tag}
+    same = tombstone.same_labels
     while tombstone.successor is not None:
         following = read(table, tombstone.successor)
         if following is None:
-            return tombstone.successor
+            return tombstone.successor, same
         if following.tag in seen:
-            return None
+            break
         seen.add(following.tag)
         tombstone = following
-    return None
+        same = same and tombstone.same_labels
+    return None, False
 
 
 def missing(table: Table, tag: str) -> FileNotFoundError:
@@ -87,8 +94,8 @@ def missing(table: Table, tag: str) -> FileNotFoundError:
     total = tombstone.removed + tombstone.left
     reason = f" ({tombstone.reason})" if tombstone.reason else ""
     said = f"the tag {tag} is gone: {tombstone.removed} of its {total} rows were taken down on {tombstone.when:%Y-%m-%d}{reason}"
-    successor = newest(table, tombstone)
+    successor, same_labels = _end(table, tombstone)
     if successor not in tags:
         return TagForgottenError(f"{said}. There is no tag in its place; run `mtv label` to make one", None)
-    hint = "" if tombstone.same_labels and successor == tombstone.successor else ", whose labels may be of other revisions"
+    hint = "" if same_labels else ", whose labels may be of other revisions"
     return TagForgottenError(f"{said}. Its successor is {successor}{hint}", successor)

@@ -126,6 +126,21 @@ def test_a_table_that_is_not_there(home: Path) -> None:
     assert not (home / "typo").exists()
 
 
+def test_it_says_who_is_at_work(forget: Forget, table: Table) -> None:
+    from mtv_core.store import locks
+
+    asked = ["--uid", row(3)["uid"]]
+    with locks.writing(table, "an ingest"):
+        for arguments, code in ((["--dry-run"], 0), ([], 2)):
+            result = forget(*asked, *arguments)
+            assert result.exit_code == code
+            assert "--yes would be refused now: an ingest (process" in " ".join(result.output.split())
+        [busy] = json.loads(forget(*asked, "--dry-run", "--json").stdout)["busy"]
+        assert busy.startswith("an ingest")
+        assert isinstance(forget(*asked, "--yes").exception, OSError)
+    assert "would be refused" not in forget(*asked, "--dry-run").output
+
+
 def test_a_refused_copy(forget: Forget, table: Table) -> None:
     result = forget("--url", "http://elsewhere.org/copy.jpg", "--uid", "c0" * 16, "--dry-run")
     assert result.exit_code == 0, refusal(result)

@@ -106,8 +106,13 @@ class TestGone:
         assert left == {("shard-id-9", "c"), ("shard-id-0", "000004")}
 
     def test_a_copy_that_was_refused_stays_out(self, table: Table) -> None:
+        """Of a near copy the uid is all that its refusal has; whoever has the file can add its hash."""
+        near = "cd" * 32
         forget(table, uids=[uid(3)])
-        assert Denylist.load(table).denies("0" * 64, None, "c0" * 16)
+        assert Denylist.load(table).denies(near, None, "c0" * 16)
+        assert not Denylist.load(table).denies(near, None, "c1" * 16)
+        forget(table, images=[near])
+        assert Denylist.load(table).denies(near, None, "c1" * 16)
 
     def test_all_of_them(self, table: Table) -> None:
         forget(table, uids=list(everything(table)))
@@ -271,10 +276,10 @@ class TestRefusedCopies:
         copies = {one["key"]: one for one in table.rejects.read().to_pylist()}
         assert {one["error"] for one in copies.values()} == {"Duplicate"}
         kept = next(one for one in everything(table).values() if one["key"] == "000002")
-        entries = {"uids": [copies["other"]["uid"]], "keys": ["1.tar:other"]}[by]
-        plan = takedown.plan(table, Request(**{by: entries}))
+        entries: dict[str, Any] = {by: {"uids": [copies["other"]["uid"]], "keys": ["1.tar:other"]}[by]}
+        plan = takedown.plan(table, Request(**entries))
         assert (set(plan.found.rows), plan.not_found) == ({kept["uid"]}, {})
-        journal = forget(table, **{by: entries})
+        journal = forget(table, **entries)
         assert (journal.num_rows, journal.num_rejects, journal.not_found) == (1, 2, {})
         assert on_disk_of(table, kept) == []
         denied = Denylist.load(table)
@@ -354,6 +359,16 @@ class TestTags:
             with pytest.raises(TagForgottenError, match=f"successor is {successor}") as raised:
                 Table.at(table.uri, tag=name)
             assert raised.value.successor == successor
+            # 'one' and 'two' had the labels of an older model; every later step kept what there was
+            assert ("may be of other revisions" in str(raised.value)) == (name != tags["three"])
+
+    def test_a_chain_has_other_labels_if_one_step_has(self, table: Table, tags: dict[str, str]) -> None:
+        forget(table, uids=[uid(4)])
+        tables.label(table, "depth", "r3")
+        forget(table, uids=[uid(5)])  # from r2 to r3
+        forget(table, uids=[uid(6)])
+        with pytest.raises(TagForgottenError, match="may be of other revisions"):
+            Table.at(table.uri, tag=tags["three"])
 
     def test_dropped_ones_are_asked_too(self, table: Table, tags: dict[str, str]) -> None:
         """A run that trained on a tag which an earlier takedown dropped has seen the rows of a later one."""
