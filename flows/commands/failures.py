@@ -23,7 +23,7 @@ from flows.commands.console import (
     out,
     resolve_options,
 )
-from mtv_core.config import Resolved, table_uri
+from mtv_core.config import Resolved, presets, table_uri
 from mtv_core.reasons import SETTLED
 from mtv_core.report import StageRef
 
@@ -74,7 +74,11 @@ def failures(
     if retry:
         if location or attempt:
             raise fail("--retry takes whole reasons: choose by --stage, --reason and --class", 2)
-        _retry(resolved, opened.rejects.groups(replace(selection, samples=True), 0), bool(reason), bool(groups), err if as_json else out)
+        _check_reasons(reason or [], opened.rejects.groups(replace(selection, reasons=()), 0), opened.uri)
+        chosen = _chosen(opened.rejects.groups(replace(selection, samples=True), 0), bool(reason), bool(groups))
+        if "ingest" in chosen and not sources and _of_a_preset(resolved):
+            resolved = _from_ledger(resolved, opened, chosen["ingest"])
+        _retry(resolved, chosen, err if as_json else out)
         if as_json:
             left = opened.rejects.groups(selection, examples)
             typer.echo(
@@ -133,11 +137,16 @@ def _show(uri: str, groups: list[Any]) -> None:
     out.print("\n[dim]--export FILE writes them, --retry tries them again; see docs/failures.md[/]")
 
 
-def _retry(resolved: Resolved, groups: list[Any], narrowed: bool, shards: bool, console: Console) -> None:
-    """Try what was chosen again, stage by stage."""
-    from tasks import retry as stages
-    from tasks.run import open_run
+def _check_reasons(wanted: list[str], groups: list[Any], uri: str) -> None:
+    known = sorted({group.error for group in groups})
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        there = f"the reasons there are {', '.join(known)}" if known else "there are no refusals of this stage and class"
+        raise ValueError(f"nothing was refused for {', '.join(unknown)} in {uri}; {there}")
 
+
+def _chosen(groups: list[Any], narrowed: bool, shards: bool) -> dict[str, list[str]]:
+    """Stage → reasons of samples that are tried again."""
     chosen: dict[str, list[str]] = {}
     for group in groups:
         if narrowed or group.error not in SETTLED:
@@ -146,6 +155,29 @@ def _retry(resolved: Resolved, groups: list[Any], narrowed: bool, shards: bool, 
         if shards and not groups:
             raise ValueError(_SHARDS)
         raise ValueError("nothing was refused that is worth another try; name duplicates and the like by --reason")
+    return chosen
+
+
+def _of_a_preset(resolved: Resolved) -> bool:
+    """Whether nobody named the sources: they are those of a preset that ships with MTV, which is for another table than this one."""
+    origin = resolved.origin.get("sources", "default")
+    return origin == "default" or origin in {f"preset {name}" for name in presets()}
+
+
+def _from_ledger(resolved: Resolved, table: Any, reasons: list[str]) -> Resolved:
+    """The same configuration, with the sources that the table itself knows."""
+    from tasks.retry import sources_of
+
+    config = resolved.config
+    named = {"sources": sources_of(table, reasons), "table": config.table.model_copy(update={"uri": table.uri})}
+    return resolved.model_copy(update={"config": config.model_copy(update=named)})
+
+
+def _retry(resolved: Resolved, chosen: dict[str, list[str]], console: Console) -> None:
+    """Try what was chosen again, stage by stage."""
+    from tasks import retry as stages
+    from tasks.run import open_run
+
     for name, reasons in chosen.items():
         with open_run(resolved, "retry") as run, bars() as progress:
             if name == "ingest":

@@ -23,6 +23,7 @@ from mtv_core.reasons import REASONS
 from mtv_core.report import Reject, RejectClass
 from mtv_core.store.reopen import fates, reopen
 from mtv_core.store.table import Table
+from tasks.retry import sources_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,7 +90,10 @@ class TestShow:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [(("--class", "odd"), "there is no class 'odd'"), (("--export", "x.doc"), "cannot tell the format"),
-         (("--retry", "--location", "/in"), "--retry takes whole reasons"), (("--retry", "--stage", "none"), "nothing was refused")],
+         (("--retry", "--location", "/in"), "--retry takes whole reasons"), (("--retry", "--stage", "none"), "nothing was refused"),
+         (("--retry", "--reason", "NoCaptoin"), "nothing was refused for NoCaptoin in "),
+         (("--retry", "--reason", "NoCaption", "--reason", "x"), "BrokenImage, CaptionWords, KeyError, NoCaption, TruncatedShard"),
+         (("--retry", "--reason", "KeyError", "--stage", "ingest"), "there are BrokenImage, CaptionWords, NoCaption, TruncatedShard")],
     )  # fmt: skip
     def test_mistakes_are_said(self, table: Table, arguments: tuple[str, ...], message: str) -> None:
         result = call(table, *arguments)
@@ -211,3 +215,56 @@ def test_samples_are_retried_with_new_limits(tmp_path: Path, monkeypatch: pytest
     assert sorted(table.dataset().to_table(columns=["key"])["key"].to_pylist()) == ["000001", "000002", "large"]
     [group] = json.loads(result.stdout)["groups"]
     assert (group["reason"], group["rows"], group["examples"][0]["attempt"]) == ("NoCaption", 1, 2)
+
+
+class TestSourcesOfTheTable:
+    """Without --sources, they are those that the ledger names, never those of the preset."""
+
+    @pytest.fixture
+    def home(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setenv("MTV_HOME", str(tmp_path / "home"))
+        return tmp_path / "home"
+
+    def ingested(self, tmp_path: Path, **source: object) -> Table:
+        large = [("large.jpg", picture(7, (400, 300))), ("large.txt", b"a large thing on a table")]
+        tar(tmp_path / "in" / "0.tar", [*sample(1), *large])
+        tar(tmp_path / "in" / "1.tar", sample(2))
+        table = Table(str(tmp_path / "t"))
+        given = SourceConfig.model_validate({"uri": str(tmp_path / "in" / "*.tar"), **source})
+        ingest.run([given], table.uri, IngestConfig(max_pixels=100_000), SerialExecutor())
+        assert table.rejects.counts() == {"TooManyPixels": 1}
+        return table
+
+    def test_files_are_found_again(self, tmp_path: Path, home: Path) -> None:
+        table = self.ingested(tmp_path, name="mine")
+        result = call(table, "--retry", "--set", "compute.workers=1", "--set", "ingest.max_pixels=200000")
+        assert result.exit_code == 0, (result.output, result.exception)
+        assert "ingest: 1 tried again, 1 new rows, 0 refused" in result.stdout
+        rows = table.dataset().to_table(columns=["key", "source"]).to_pylist()
+        assert sorted((row["key"], row["source"]) for row in rows) == [("000001", "mine"), ("000002", "mine"), ("large", "mine")]
+        assert table.rejects.count() == 0
+        assert not (home / "blocks").exists()
+
+    def test_a_format_that_was_named(self, tmp_path: Path, home: Path) -> None:
+        [source] = sources_of(self.ingested(tmp_path, format="webdataset"), ["TooManyPixels"])
+        assert (source.uri, source.format) == (str(tmp_path / "in" / "0.tar"), "webdataset")
+
+    def test_columns_that_were_named(self, tmp_path: Path, home: Path) -> None:
+        table = self.ingested(tmp_path, columns={"captions": ["txt"]})
+        result = call(table, "--retry")
+        assert "0.tar was read with columns that were named" in str(result.exception)
+        assert "--sources" in str(result.exception)
+        assert not home.exists()
+
+    def test_parts_of_a_folder(self, tmp_path: Path, home: Path) -> None:
+        (tmp_path / "in").mkdir()
+        for number in range(3):
+            (tmp_path / "in" / f"{number}.jpg").write_bytes(picture(number))
+        table = Table(str(tmp_path / "t"))
+        with pytest.raises(ValueError, match="not one usable"):
+            ingest.run([SourceConfig(uri=str(tmp_path / "in"), format="imagefolder")], table.uri, IngestConfig(), SerialExecutor())
+        assert table.rejects.counts() == {"NoCaption": 3}
+        result = call(table, "--retry")
+        assert "is a part of a folder" in str(result.exception)
+        assert "name its source with --sources" in str(result.exception)
+        assert not home.exists()
