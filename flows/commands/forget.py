@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 _Values = list[str] | None
 _NAMES = {"uids": "by uid", "images": "by image hash", "keys": "by key", "urls": "by URL"}
 _SHOWN = 5
-_NO_URL = "a copy that was refused as a duplicate has no URL in the table: name its picture by --image-hash or --key"
+_HINTS = {
+    "keys": "a copy that was refused as a duplicate is found by shard:key only, since its source is not in the table",
+    "urls": "a copy that was refused as a duplicate has no URL in the table: name its picture by --image-hash or --key",
+}
 
 
 def _file(what: str) -> Any:
@@ -181,7 +184,7 @@ def _document(plan: Plan) -> dict[str, Any]:
         "asked": plan.request.asked,
         "rows": sorted(plan.found.rows),
         "not_found": plan.not_found,
-        "hints": [_NO_URL] if "urls" in plan.not_found else [],
+        "hints": [hint for kind, hint in _HINTS.items() if kind in plan.not_found],
         "near": plan.near,
         "denied_before": plan.denied_before,
         "rejects": len(plan.rejects.identities),
@@ -206,8 +209,8 @@ def _plan(plan: Plan) -> None:
         kept = "a key alone cannot be denied" if kind == "keys" else "on the deny-list all the same"
         more = " …" if len(entries) > _SHOWN else ""
         out.print(f"not found  {len(entries)} {_NAMES[kind]}, {kept}: {escape(', '.join(entries[:_SHOWN]))}{more}")
-        if kind == "urls":
-            out.print(f"           {_NO_URL}")
+        if kind in _HINTS:
+            out.print(f"           {_HINTS[kind]}")
     if plan.near:
         more = " …" if len(plan.near) > _SHOWN else ""
         rows = _number(len(plan.near), "rows")

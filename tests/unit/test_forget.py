@@ -148,6 +148,7 @@ def test_a_refused_copy(forget: Forget, table: Table) -> None:
     assert "a copy that was refused as a duplicate has no URL in the table: name its picture by --image-hash or --key" in said
     assert f"1 row with almost the picture of a refusal that was named: {row(3)['uid']}" in said
     assert "has no URL in the table" not in forget("--uid", row(3)["uid"], "--dry-run").output
+    assert "is found by shard:key only" in " ".join(forget("--key", "source0:copy", "--dry-run").output.split())
 
 
 def test_resume(forget: Forget, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
