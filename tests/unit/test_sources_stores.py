@@ -101,8 +101,10 @@ class TestS3:
         for uri in (f"{bucket}/gone.tar", f"{bucket}/gone", f"{bucket}-gone/a.tar"):
             with pytest.raises(FileNotFoundError, match="does not exist"):
                 expand(SourceConfig(uri=uri))
-        with pytest.raises(FileNotFoundError, match="matches no file"):
+        with pytest.raises(FileNotFoundError, match="matches no file; check the pattern"):
             expand(SourceConfig(uri=f"{bucket}/*.tar"))
+        with pytest.raises(FileNotFoundError, match="there is no bucket 'mtv-nowhere'"):
+            expand(SourceConfig(uri="s3://mtv-nowhere/a/*.tar"))
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):

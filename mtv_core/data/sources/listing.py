@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from mtv_core.data.files import filesystem
 from mtv_core.data.sources.access import Options, hidden, opened, plain_error, shown
+from mtv_core.data.store_errors import is_no_bucket
 from mtv_core.settings import is_local
 
 _AT_ONCE = 16  # requests to a store that are under way at once
@@ -110,8 +111,20 @@ def _glob(files: Any, inner: str, uri: str, storage_options: Options) -> list[Fi
         else:
             found.append(_info(full, matches[name]))
     if not found:
+        if uri.startswith(("s3://", "s3a://")) and _bucket_is_missing(files, inner):
+            bucket = inner.partition("/")[0]
+            raise FileNotFoundError(f"the source {uri!r} matches no file: there is no bucket {bucket!r}; correct its name, or the endpoint")
         raise FileNotFoundError(f"the source {uri!r} matches no file; check the pattern")
     return found
+
+
+def _bucket_is_missing(files: Any, inner: str) -> bool:
+    """By the store's answer to a GET: others, such as to a HEAD of the bucket, do not tell what is missing from what is forbidden."""
+    try:
+        files.cat_file(inner)  # the pattern, which no object is called, or it would have matched
+    except Exception as error:
+        return is_no_bucket(error)
+    return False
 
 
 def _walk(path: str, files: Any, inner: str) -> list[FileInfo]:
