@@ -174,6 +174,7 @@ def connect(compute: ComputeConfig) -> Iterator[DaskExecutor]:
         "distributed.scheduler.allowed-failures": 1,  # Two deaths, then once more alone: see DaskExecutor.
         "distributed.scheduler.worker-saturation": 1.0,  # Nothing waits on a worker that another task may kill.
         "distributed.worker.multiprocessing-method": "spawn",
+        "distributed.worker.profile.enabled": False,  # Nobody looks at it: there is no dashboard.
         # Dask lets glibc return freed memory at 64 KiB, so that a model's activations are new pages at every step: a third of the time.
         "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 1 << 30,
         # Setting the one stops glibc from adapting the other, whose 128 KiB make every decoded picture new pages: a quarter of the time of
