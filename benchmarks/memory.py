@@ -4,8 +4,9 @@
 
 Each line is a process of its own that ingests one tar, as a worker and the committer do, and says how much memory it had at most
 (`ru_maxrss`). The shards of 50 MB, 500 MB and 5 GB hold the same kind of pictures, about 150 KB each, every one with bytes of its own; they
-pass through, so that all of it goes to the table. Near duplicates are off: pictures repeat, only their bytes differ. The bound of the last
-lines is what decoding an image of `ingest.max_pixels` takes.
+pass through, so that all of it goes to the table. Near duplicates are off: pictures repeat, only their bytes differ. Two shards of small
+pictures, 7 KB each, tell what a sample costs beside its bytes: what deduplication knows of it, in the committer, which is the same process
+here. The bound of the last lines is what decoding an image of `ingest.max_pixels` takes.
 
 The last line is one JSON object: peak MB by case, and `growth`: MB that the 5 GB shard (500 MB with --quick) takes beyond the 50 MB one.
 """
@@ -46,9 +47,9 @@ def with_comment(jpeg: bytes, number: int) -> bytes:
     return jpeg[:2] + b"\xff\xfe" + (len(text) + 2).to_bytes(2) + text + jpeg[2:]
 
 
-def make_tar(path: Path, size: int) -> int:
+def make_tar(path: Path, size: int, side: int = 704) -> int:
     """A tar of about `size` bytes; the number of its samples."""
-    pictures = [picture(seed) for seed in range(PICTURES)]
+    pictures = [picture(seed, side) for seed in range(PICTURES)]
     number = 0
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
         while tar.offset < size:
@@ -122,6 +123,11 @@ def main() -> None:
             results[case] = found = measure(folder / "shard.tar", folder / "table")
             assert found["rows"] == samples, (found, samples)
             print(f"{case + ' shard':<22}{samples:>9}{found['rows']:>9.0f}{found['seconds']:>9.1f}{found['peak_mb']:>9.0f}", flush=True)
+        for case, size in {"small, 70 MB": 70_000_000, "small, 700 MB": 700_000_000}.items():
+            samples = make_tar(folder / "shard.tar", size, side=128)
+            results[case] = found = measure(folder / "shard.tar", folder / "table")
+            assert found["rows"] == samples, (found, samples)
+            print(f"{case:<22}{samples:>9}{found['rows']:>9.0f}{found['seconds']:>9.1f}{found['peak_mb']:>9.0f}", flush=True)
         for kind in ("JPEG", "PNG"):
             large_image(folder / "shard.tar", kind)
             results[f"62 MP {kind}"] = found = measure(folder / "shard.tar", folder / "table")
