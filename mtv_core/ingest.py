@@ -271,10 +271,10 @@ def _stage_all(work: _Work) -> tuple[dict[str, StagedShard], list[Reject]]:
     rate.update(0, total, rows=0, num_bytes=0)
     work.progress(0, len(jobs), "shards read")
     for outcome in work.executor.map(stage_shard, jobs):
+        found = outcome.result is not None and outcome.result.found
         if outcome.result is not None:
             staged[outcome.item.shard.id] = outcome.result
             stats += outcome.result.stats
-            found = outcome.result.found
             rows += 0 if found else outcome.result.stats.received
         elif isinstance(outcome.error, TargetError):
             raise outcome.error
@@ -282,7 +282,6 @@ def _stage_all(work: _Work) -> tuple[dict[str, StagedShard], list[Reject]]:
             last = outcome.error
             failed.append(_failure(outcome, work.config.revision()))
             lost[failed[-1].error] += 1
-            found = False
         if found:  # by an earlier run: it says nothing of the speed
             total -= outcome.item.shard.size
         else:

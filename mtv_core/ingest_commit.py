@@ -187,7 +187,7 @@ class Commit:
         self.table.rejects.replace({shard.id: done.tried or [] for shard, (_, done) in staged.items()}, STAGE, rejects)
 
     def _account(self, staged: Staged, decided: Decided, rejects: pa.Table) -> tuple[StageReport, IngestStats]:
-        fates = sum(decided.fates(), Counter[Fate]())
+        fates = sum(decided.fates, Counter[Fate]())
         added, again = fates[Fate.ADDED] + fates[Fate.PUBLISHED], fates[Fate.AGAIN]
         taken = {reason: fates[fate] for fate, reason in REASONS.items() if fates[fate]}
         done = [one for _, one in staged.values()]
@@ -208,7 +208,7 @@ class Commit:
 
     def _changed(self, staged: Staged, decided: Decided, replaces: Mapping[str, LedgerEntry]) -> list[str]:
         """A note on each shard that is not what it was: what is new in it, and how many rows of the table are not in it any more."""
-        changed = {shard: fates for shard, fates in zip(staged, decided.fates(), strict=True) if shard.id in replaces}
+        changed = {shard: fates for shard, fates in zip(staged, decided.fates, strict=True) if shard.id in replaces}
         if not changed:
             return []
         entries = self.table.ledger.read().select(["shard", "uri"]).to_pylist()
@@ -250,7 +250,7 @@ class Commit:
                 replaces=replaces[shard.id].shard if shard.id in replaces else None,
                 reading=shard.reading,
             )
-            for (shard, (_, done)), fates in zip(staged.items(), decided.fates(), strict=True)
+            for (shard, (_, done)), fates in zip(staged.items(), decided.fates, strict=True)
         ]
 
     def _corrected(self, staged: Staged) -> list[LedgerEntry]:

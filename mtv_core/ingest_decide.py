@@ -9,6 +9,7 @@ import itertools
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -51,11 +52,12 @@ class Decided:
     comparison: Comparison | None = None  # of the candidates with evaluation images
     notes: list[str] = field(default_factory=list)
 
-    @property
+    @cached_property
     def _parts(self) -> list[slice]:
         ends = np.cumsum([0, *(done.rows for _, done in self.staged.values())]).tolist()
         return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
+    @cached_property
     def fates(self) -> list[Counter[Fate]]:
         """Rows of each fate, shard by shard. What a shard that was done before published then is not news."""
         counted = [

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Collection
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from mtv_core.data.decontaminate import thumbnail
 from mtv_core.data.dedup import Fate
 from mtv_core.data.pairs import PairPictures, pairs_gallery
 from mtv_core.ingest_config import IngestConfig
 from mtv_core.ingest_decide import Decided
+from mtv_core.ingest_gallery import jpeg
 from mtv_core.store import staging
 from mtv_core.store.table import Table
 
@@ -21,7 +20,7 @@ from mtv_core.store.table import Table
 def sheets(table: Table, decided: Decided, config: IngestConfig) -> dict[str, bytes]:
     """Name → JPEG, of what there is to see. Call it while the rows are still staged."""
     found = {"near_duplicates": _near_duplicates(table, decided, config), "evaluation_pairs": _evaluation(table, decided, config)}
-    return {name: _jpeg(pairs_gallery(pairs, verdicts=_VERDICTS[name])) for name, pairs in found.items() if pairs}
+    return {name: jpeg(pairs_gallery(pairs, verdicts=_VERDICTS[name])) for name, pairs in found.items() if pairs}
 
 
 _VERDICTS = {"near_duplicates": ("refused", "kept"), "evaluation_pairs": ("leak", "kept")}
@@ -82,9 +81,3 @@ def _staged(table: Table, decided: Decided, rows: Collection[int]) -> dict[int, 
 def _stored(table: Table, uids: Collection[str]) -> dict[str, bytes]:
     """Small JPEGs of rows of the table."""
     return {uid: thumbnail(image) for uid, image in staging.images_of(table, uids).items()}
-
-
-def _jpeg(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "JPEG", quality=88)
-    return buffer.getvalue()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
+import pyarrow as pa
+
 from mtv_core.data.sources import FORMATS
 from mtv_core.data.sources.base import ShardRef
 from mtv_core.data.sources.config import SourceConfig
@@ -36,8 +38,9 @@ def sources_of(table: Table, reasons: Collection[str]) -> list[SourceConfig]:
         )
     names: dict[str, str] = {}
     if table.exists():
-        for batch in table.dataset().scanner(columns=["shard", "source"]).to_batches():
-            names |= dict(zip(batch["shard"].to_pylist(), batch["source"].to_pylist(), strict=True))
+        for batch in Table.at(table.uri, storage_options=table.storage_options).scan(["shard", "source"]):
+            pairs = pa.Table.from_batches([batch]).group_by(["shard", "source"], use_threads=False).aggregate([])
+            names |= dict(zip(pairs["shard"].to_pylist(), pairs["source"].to_pylist(), strict=True))
     return [_source_of(entry, names.get(entry.shard)) for entry in sorted(entries, key=lambda entry: entry.uri)]
 
 

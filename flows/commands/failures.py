@@ -66,9 +66,7 @@ def failures(
         rows = write(opened.rejects, export, selection)
         err.print(f"{rows} refusals written to {escape(export)}")
     elif as_json and not retry:
-        typer.echo(
-            json.dumps({"table": opened.uri, "rows": sum(group.rows for group in groups), "groups": [_plain(one) for one in groups]})
-        )
+        typer.echo(_json(opened.uri, groups))
     elif not retry:
         _show(opened.uri, groups)
     if retry:
@@ -80,10 +78,7 @@ def failures(
             resolved = _from_ledger(resolved, opened, chosen["ingest"])
         _retry(resolved, chosen, err if as_json else out)
         if as_json:
-            left = opened.rejects.groups(selection, examples)
-            typer.echo(
-                json.dumps({"table": opened.uri, "rows": sum(group.rows for group in left), "groups": [_plain(one) for one in left]})
-            )
+            typer.echo(_json(opened.uri, opened.rejects.groups(selection, examples)))
 
 
 def _classes(names: list[str] | None) -> list[str]:
@@ -91,6 +86,10 @@ def _classes(names: list[str] | None) -> list[str]:
     if unknown:
         raise ValueError(f"there is no class {unknown[0]!r}; classes are {', '.join(_COLOURS)}")
     return names or []
+
+
+def _json(uri: str, groups: list[Any]) -> str:
+    return json.dumps({"table": uri, "rows": sum(group.rows for group in groups), "groups": [_plain(one) for one in groups]})
 
 
 def _plain(group: Any) -> dict[str, Any]:
