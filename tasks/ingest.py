@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from mtv_core.blocks.shards import materialise, parse_uri
+from mtv_core.data import decontaminate
 from mtv_core.data.sources import ShardRef, expand, source_name
 from mtv_core.data.sources.config import SourceConfig
 from mtv_core.executor import Executor, Progress
@@ -30,10 +31,14 @@ def _shards(run: Run) -> list[ShardRef]:
 
 
 def key(run: Run) -> str:
-    """Depends on the shards as they are now (a new or changed file is a new key), on the table and on how images are read."""
+    """Depends on the shards as they are now (a new or changed file is a new key), on the evaluation sets likewise, on the table and on how images are read."""
     shards = [[shard.uri, shard.identity] for shard in _shards(run)]
     shards += [[source.uri, ""] for source in run.config.sources if source.uri.startswith("blocks://")]
-    return stage_key("ingest", VERSION, table=run.table, shards=sorted(shards), config=run.config.ingest.model_dump(mode="json"))
+    config, options = run.config.ingest, run.config.table.storage_options
+    todo = decontaminate.jobs(config.decontaminate.sets, run.table, config.limits(), config.max_bytes, options)
+    evaluation = sorted([job.shard.uri, job.shard.identity] for job in todo)
+    document = config.model_dump(mode="json")
+    return stage_key("ingest", VERSION, table=run.table, shards=sorted(shards), evaluation=evaluation, config=document)
 
 
 def ingest(run: Run, key: str, progress: Progress) -> StageRef:
@@ -65,8 +70,11 @@ def ref_of(run: Run, result: IngestResult) -> StageRef:
 def valid(run: Run, ref: StageRef) -> bool:
     """Whether a reused result is still so: the version is there, and the ledger has every shard.
 
-    A shard that could not be read, or that killed its worker, is not in the ledger: it is tried again.
+    A shard that could not be read, or that killed its worker, is not in the ledger: it is tried again. Where content is to be compared,
+    nothing is known before it was.
     """
+    if run.config.ingest.verify == "content":
+        return False
     try:
         table = Table.open(ref.uri, run.config.table.storage_options)
     except FileNotFoundError:
