@@ -31,7 +31,10 @@ def _shards(run: Run) -> list[ShardRef]:
 
 
 def key(run: Run) -> str:
-    """Depends on the shards as they are now (a new or changed file is a new key), on the evaluation sets likewise, on the table and on how images are read."""
+    """Depends on the shards as they are now (a new or changed file is a new key), on the evaluation sets likewise.
+
+    The table and how images are read count too.
+    """
     shards = [[shard.uri, shard.identity] for shard in _shards(run)]
     shards += [[source.uri, ""] for source in run.config.sources if source.uri.startswith("blocks://")]
     config, options = run.config.ingest, run.config.table.storage_options
