@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from mtv_core.data.ahead import Ahead
 from mtv_core.data.fingerprint import Fingerprint
 from mtv_core.data.samples import STAGE, Kept, Rules, location, make
 from mtv_core.data.sources import RawSample, ShardRef, read
@@ -107,32 +108,36 @@ class _Stager:
             self.state = "damaged"
 
     def _found(self) -> Iterator[Kept | Reject]:
-        received = read(self.shard, self.job.config.max_bytes, self.job.storage_options)
-        while True:
-            clock = time.perf_counter()
-            try:
-                raw = next(received, None)
-            except OSError as error:
-                raise SourceError(f"cannot read {self.shard.uri}: {error.strerror or error}") from error
-            self.stats.spent("read", time.perf_counter() - clock)
-            if raw is None:
-                return
+        for raw in self._read():
             if self.job.keys is not None:
                 if raw.key not in self.job.keys:
                     continue
                 self.tried.add(raw.key)
+            clock = time.perf_counter()
+            self.content.add(raw)
             if isinstance(raw, Reject):
                 if raw.key:
                     self.stats.received(0)
-                self.content.add(raw)
                 yield raw
                 continue
-            clock = time.perf_counter()
-            self.stats.received(len(raw.image or b"") + sum(len(caption.text) for caption in raw.captions))
+            self.stats.received(raw.num_bytes)
             made = self._made(raw)
-            self.content.add(raw, made.row["sha256"] if isinstance(made, Kept) else None)
             self.stats.spent("decode", time.perf_counter() - clock)
             yield made
+
+    def _read(self) -> Iterator[RawSample | Reject]:
+        """What the shard holds, read and hashed ahead of its use."""
+        ahead = Ahead(read(self.shard, self.job.config.max_bytes, self.job.storage_options), _hashed)
+        with ahead as samples:
+            while True:
+                try:
+                    raw = next(samples, None)
+                except OSError as error:
+                    raise SourceError(f"cannot read {self.shard.uri}: {error.strerror or error}") from error
+                if raw is None:
+                    break
+                yield raw
+        self.stats.spent("read", ahead.seconds)
 
     def _made(self, raw: RawSample) -> Kept | Reject:
         try:
@@ -152,3 +157,11 @@ class _Stager:
 
     def _shard_reject(self, error: str, message: str) -> Reject:
         return Reject(shard=self.shard.id, key="", location=self.shard.uri, stage=STAGE, error=error, message=message)
+
+
+def _hashed(found: RawSample | Reject) -> int:
+    """Bytes of a sample, whose image is hashed where it was read."""
+    if isinstance(found, Reject):
+        return 0
+    _ = found.digest
+    return found.num_bytes

@@ -11,24 +11,23 @@ from mtv_core.report import Reject
 class Fingerprint:
     """sha256 over the samples in their order: key, image, captions, meta, url, licence; and what their reader refused, by its reason.
 
-    Of an image its own sha256 is taken, which ingest has made already: this costs some microseconds a sample, in every format, and the
-    file is read once. What its reader skips (a tar's headers, images beyond `max_bytes`) is not in it.
+    Of an image its own sha256 is taken, which ingest needs anyhow: this costs some microseconds a sample, in every format, and the file is
+    read once. What its reader skips (a tar's headers, images beyond `max_bytes`) is not in it.
     """
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
 
-    def add(self, found: RawSample | Reject, sha256: str | None = None) -> None:
-        """The next one, as its reader gave it. `sha256`: of its image, if that is known."""
+    def add(self, found: RawSample | Reject) -> None:
+        """The next one, as its reader gave it."""
         if isinstance(found, Reject):
             self._take(_bytes(found.key), found.error.encode())
             return
-        if sha256 is None and found.image is not None:
-            sha256 = hashlib.sha256(found.image).hexdigest()
+        image = f"none {found.too_large}" if found.image is None else found.digest.hexdigest()
         captions = [part for caption in found.captions for part in (caption.kind.encode(), caption.text)]
         self._take(
             _bytes(found.key),
-            (sha256 or f"none {found.too_large}").encode(),
+            image.encode(),
             b"" if found.meta is None else b"=" + found.meta,
             _bytes(found.url),
             _bytes(found.license),

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from mtv_core.data.captions import BadCaptionError, CaptionConfig, Captions, choose
 from mtv_core.data.filters import Filter, Received
 from mtv_core.data.images import BadImageError, ImageLimits, OpenedImage, StoredImage, open_image
-from mtv_core.data.schema import sample_hashes, split_of
+from mtv_core.data.schema import split_of, uid_of
 from mtv_core.data.sources.base import RawSample, ShardRef
 from mtv_core.data.sources.records import LICENSE, URL
 from mtv_core.report import Reject
@@ -64,7 +64,7 @@ def make(raw: RawSample, shard: ShardRef, rules: Rules) -> Kept | Reject:
     uid: str | None = None
     try:
         image, captions = _present(raw, rules, shard.format)
-        uid, sha256 = sample_hashes(image, captions.raw)
+        uid, sha256 = uid_of(raw.digest, captions.raw), raw.digest.hexdigest()
         meta, document = _meta(raw)
         url = raw.url or _first(document, URL)
         if rules.denied is not None and rules.denied.denies(sha256, url, uid):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 CAPTION = pa.struct([pa.field("text", pa.string()), pa.field("kind", pa.string())])  # kind: web | synthetic
 
@@ -87,17 +91,14 @@ def sample_uid(image: bytes, caption: str) -> str:
 
     Independent of how the input was cut into shards, so labels and joins survive re-sharding.
     """
-    digest = hashlib.sha256(image)
-    digest.update(caption.encode())
-    return digest.hexdigest()[:32]
+    return uid_of(hashlib.sha256(image), caption)
 
 
-def sample_hashes(image: bytes, caption: str) -> tuple[str, str]:
-    """(`sample_uid`, sha256 of the image), with one pass over the image."""
-    digest = hashlib.sha256(image)
-    sha256 = digest.hexdigest()
-    digest.update(caption.encode())
-    return digest.hexdigest()[:32], sha256
+def uid_of(digest: _Hash, caption: str) -> str:
+    """`sample_uid`, of an image whose sha256 is known."""
+    whole = digest.copy()
+    whole.update(caption.encode())
+    return whole.hexdigest()[:32]
 
 
 def caption_hash(caption: str) -> int:

@@ -19,6 +19,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ INDEX = pa.schema(
     ]
 )
 _BATCH_ROWS = 256
-_BATCH_BYTES = 16 << 20
+_BATCH_BYTES = 4 << 20
 _ABANDONED_SECONDS = 600.0
 _LANCE_NAME = re.compile(r"[01]{24}[0-9a-f]{26}\.lance")  # of data files that Lance named, as opposed to ours
 
@@ -99,6 +100,8 @@ def staged_shard(table: Table, revision: str, shard: str) -> StagedShard | None:
 class ShardWriter:
     """Writes the rows and refusals of a shard batch by batch, so that memory does not grow with the shard.
 
+    A thread writes rows while the caller makes the next; two batches of them are held at most.
+
     Args:
         table: where.
         revision: names the staging.
@@ -114,6 +117,7 @@ class ShardWriter:
         self._waiting_bytes = 0
         self._refused: list[dict[str, Any]] = []
         self._index: list[dict[str, Any]] = []
+        self._writing: Future[None] | None = None
         self.num_rows = self.num_rejects = self.num_refused = 0
         self.bytes_written = 0
 
@@ -122,6 +126,7 @@ class ShardWriter:
             self._rows = self._opened(opening, "rows", ROWS)
             self._rejects = self._opened(opening, "rejects", REJECTS)
             self._indices = self._opened(opening, "index", INDEX)
+            self._thread = opening.enter_context(ThreadPoolExecutor(1, "staging"))  # ends before the files are closed
             self._stack = opening.pop_all()
         return self
 
@@ -139,6 +144,7 @@ class ShardWriter:
         with self._explained(), self._stack:
             self._flush()
             self._flush_rejects()
+            self._wait()
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -168,11 +174,21 @@ class ShardWriter:
 
     def _flush(self) -> None:
         if self._waiting:
-            with self._explained():
-                columns = [pa.array([row[field.name] for row in self._waiting], field.type) for field in ROWS]
-                self._rows.write_batch(pa.RecordBatch.from_arrays(columns, schema=ROWS))
-                self._indices.write_batch(pa.RecordBatch.from_pylist(self._index, schema=INDEX))
+            self._wait()
+            self._writing = self._thread.submit(self._write, self._waiting, self._index)
             self._waiting, self._waiting_bytes, self._index = [], 0, []
+
+    def _wait(self) -> None:
+        """For the batch that is being written, and for what became of it."""
+        if self._writing is not None:
+            with self._explained():
+                self._writing.result()
+            self._writing = None
+
+    def _write(self, rows: list[dict[str, Any]], index: list[dict[str, Any]]) -> None:
+        columns = [pa.array([row[field.name] for row in rows], field.type) for field in ROWS]
+        self._rows.write_batch(pa.RecordBatch.from_arrays(columns, schema=ROWS))
+        self._indices.write_batch(pa.RecordBatch.from_pylist(index, schema=INDEX))
 
     def _flush_rejects(self) -> None:
         if self._refused:
@@ -220,7 +236,7 @@ def read_images(table: Table, revision: str, shard: str, positions: Collection[i
 
 def _arrow(table: Table, name: str) -> Any:
     """A staged file, open for reading; on this machine by Arrow itself, since a Python file costs one more copy of every picture."""
-    return pa.OSFile(table.files.path(name), "rb") if table.files.local else table.files.open(name)
+    return pa.memory_map(table.files.path(name), "rb") if table.files.local else table.files.open(name)
 
 
 def _rows(table: Table, pieces: Iterable[Piece], ingest_id: str) -> Iterator[pa.RecordBatch]:

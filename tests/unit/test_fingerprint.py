@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 from collections.abc import Iterable
@@ -106,15 +105,6 @@ def test_boundaries_of_captions(first: list[bytes], second: list[bytes]) -> None
 
 def test_kind_of_a_caption() -> None:
     assert of([RawSample("k", b"i", [RawCaption(b"a")])]) != of([RawSample("k", b"i", [RawCaption(b"a", "synthetic")])])
-
-
-@given(st.lists(SAMPLES, max_size=4), st.data())
-def test_a_hash_that_is_known_already(samples: list[RawSample], data: st.DataObject) -> None:
-    given_it = Fingerprint()
-    for one in samples:
-        known = one.image is not None and data.draw(st.booleans())
-        given_it.add(one, hashlib.sha256(one.image or b"").hexdigest() if known else None)
-    assert given_it.value == of(samples)
 
 
 @pytest.fixture(params=WRITERS)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
 from mtv_core.data.sources.config import Columns
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 CaptionKind = Literal["web", "synthetic"]
 
@@ -57,3 +61,13 @@ class RawSample:
     location: str = ""  # where a person finds it; default: the shard's URI, `#` and the key
     too_large: int = 0  # bytes of an image that was not read because it is larger than allowed
     problem: tuple[str, str] | None = None  # (reason, message): the sample is there, but its reader could not make sense of it
+
+    @cached_property
+    def digest(self) -> _Hash:
+        """sha256 of the image, made once. Copy it to add to it."""
+        return hashlib.sha256(self.image or b"")
+
+    @property
+    def num_bytes(self) -> int:
+        """Of image and captions."""
+        return len(self.image or b"") + sum(len(caption.text) for caption in self.captions)
