@@ -15,14 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field
-
-from mtv_core import experts
 from mtv_core.executor import Executor, Outcome, Progress, silent
 from mtv_core.experts import source
 from mtv_core.experts.config import DepthExpertConfig, DetectionExpertConfig, ExpertConfig
 from mtv_core.faults import fault_point
 from mtv_core.labelling_config import LabelConfig
+from mtv_core.labelling_plan import ExpertPlan, plan, revisions
 from mtv_core.labelling_worker import ExpertUnavailableError, FragmentJob, FragmentResult, label_fragment
 from mtv_core.report import StageReport
 from mtv_core.settings import home, is_local
@@ -30,6 +28,8 @@ from mtv_core.store import locks
 from mtv_core.store.labels import FragmentTask, LabelConflictError, StagedLabels
 from mtv_core.store.preflight import check_store
 from mtv_core.store.table import Table
+
+__all__ = ["ExpertPlan", "LabelResult", "LabellingIncompleteError", "kept_experts", "plan", "revisions", "run"]
 
 _CONFIGS: dict[str, type[ExpertConfig]] = {"depth": DepthExpertConfig, "detection": DetectionExpertConfig}
 _PASSES = 3  # a pass after the first is needed when rows came, or another run labelled, meanwhile
@@ -52,21 +52,6 @@ class LabelResult:
     proposed: dict[str, str] = field(default_factory=dict)  # expert → configured revision that is not accepted (`accept: gate`)
 
 
-class ExpertPlan(BaseModel, frozen=True, extra="forbid"):
-    """Where one expert's labels stand, and what a run would do."""
-
-    tracked: str = Field(description="revision the configuration resolves to now")
-    accepted: str | None = Field(description="revision the table's labels are to have; None before the first labelling")
-    target: str = Field(description="revision a run would label with")
-    stored: dict[str, int] = Field(description="revision → rows that have its labels; '' for rows without any")
-    num_stale: int = Field(description="rows a run would label")
-
-    @property
-    def proposed(self) -> bool:
-        """Whether the configured expert waits for being accepted."""
-        return self.tracked != self.target
-
-
 @dataclass(frozen=True)
 class _Assignment:
     """An expert as a run uses it: which revision, loaded from where."""
@@ -74,32 +59,6 @@ class _Assignment:
     config: ExpertConfig
     revision: str
     tracked: str
-
-
-def revisions(config: LabelConfig) -> dict[str, str]:
-    """Expert → revision the configuration resolves to now. Loads nothing.
-
-    Raises:
-        FileNotFoundError, ValueError: an expert is not there, has no weights, or its licence has to be accepted.
-    """
-    return {name: experts.revision(name, expert) for name, expert in config.experts().items()}
-
-
-def plan(table_uri: str, config: LabelConfig, storage_options: Mapping[str, str] | None = None) -> dict[str, ExpertPlan]:
-    """What a run would do, by expert; changes nothing.
-
-    Raises:
-        FileNotFoundError, ValueError: as `revisions`, or there is no table.
-    """
-    table = Table.open(table_uri, storage_options)
-    accepted, counts, total = table.accepted(), table.label_counts(), table.num_rows
-    plans = {}
-    for name, tracked in revisions(config).items():
-        known = accepted[name].revision if name in accepted else None
-        target = known if known is not None and config.accept == "gate" else tracked
-        stored = counts.get(name, {"": total})
-        plans[name] = ExpertPlan(tracked=tracked, accepted=known, target=target, stored=stored, num_stale=total - stored.get(target, 0))
-    return plans
 
 
 def run(
