@@ -19,26 +19,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from lance import LanceDataset, LanceFragment
-from pydantic import BaseModel
 
 from mtv_core.data.files import Files, lance_options
 from mtv_core.data.schema import LABELS, SAMPLES, label_schema
 from mtv_core.report import Reject
+from mtv_core.store import accepted as revisions_of
 from mtv_core.store import labels, tombstones
+from mtv_core.store.accepted import Accepted, Rejected
 from mtv_core.store.dataset import append_rows, explain, open_dataset
 from mtv_core.store.labels import FragmentTask, StagedLabels, StalePlan
 from mtv_core.store.ledger import Ledger
 from mtv_core.store.rejects import RejectLog
 from mtv_core.store.view import View
 
-_ACCEPTED = "mtv.accepted."  # + expert: key in the configuration of samples.lance
-
-
-class Accepted(BaseModel, frozen=True, extra="forbid"):
-    """The revision of an expert that the table's labels are to have, and where it can be loaded from."""
-
-    revision: str
-    source: dict[str, Any]
+__all__ = ["Accepted", "Rejected", "Table"]
 
 
 class Table:
@@ -134,16 +128,23 @@ class Table:
 
     def accepted(self) -> dict[str, Accepted]:
         """Expert → the revision its labels are to have."""
-        config = self.dataset().config()
-        return {
-            key.removeprefix(_ACCEPTED): Accepted.model_validate_json(value) for key, value in config.items() if key.startswith(_ACCEPTED)
-        }
+        return revisions_of.accepted(self.dataset())
+
+    def rejected(self) -> dict[str, list[Rejected]]:
+        """Expert → the revisions that were tried and refused, the latest last."""
+        return revisions_of.rejected(self.dataset())
 
     def accept(self, expert: str, revision: str, source: dict[str, Any]) -> None:
         """From now on rows of another revision are stale. Kept in the table itself, so that it is true wherever the table is read."""
-        wanted = Accepted(revision=revision, source=source)
-        if self.accepted().get(expert) != wanted:
-            self.dataset().update_config({f"{_ACCEPTED}{expert}": wanted.model_dump_json()})
+        revisions_of.accept(self.dataset(), expert, revision, source)
+
+    def reject(self, expert: str, revision: str, reason: str) -> None:
+        """Note that a revision was tried and refused; `accept` of the same revision takes it back.
+
+        Raises:
+            ValueError: it is the accepted one.
+        """
+        revisions_of.reject(self.dataset(), expert, revision, reason)
 
     def stale(self, expert: str, revision: str, version: int | None = None) -> StalePlan:
         """Which fragments have rows whose label is missing or of another revision. Before `ensure_columns` that is all of them."""
