@@ -2,6 +2,8 @@
 
 A staged label is a Lance file in the table's `data/` that no manifest names, and a record of it in `_staging/labels/`. A kill before the
 record leaves a file that clean-up removes; a kill after it leaves work that the next run publishes; publishing again changes nothing.
+
+The file's name says of which revision it is, and with `-whole` that no row is left without: `label_state` reads it there.
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ import secrets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
-from lance import LanceDataset, LanceOperation
+from lance import LanceDataset, LanceFragment, LanceOperation
 from lance.commit import CommitConflictError
 from lance.file import LanceFileWriter
 from lance.fragment import DataFile
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 _REVISION = re.compile(r"[\w.-]+")
 _BATCH_ROWS = 1024
+_WHOLE = "-whole"  # in the name of a file: every row has the revision that stands in the name
 
 
 class LabelConflictError(RuntimeError):
@@ -86,8 +90,8 @@ def stage(
 ) -> StagedLabels:
     """See `Table.stage_labels`."""
     schema = label_schema(expert)
-    dataset = table.dataset(version)
-    physical_rows = table.fragment(dataset, fragment_id).physical_rows
+    fragment = table.fragment(table.dataset(version), fragment_id)
+    physical_rows = fragment.physical_rows
     # Lance would commit a file of another length, and every read of the column would fail from then on.
     if batch.num_rows != physical_rows:
         raise ValueError(f"fragment {fragment_id} has {physical_rows} physical rows, the {expert} labels {batch.num_rows}")
@@ -99,7 +103,8 @@ def stage(
     if revision is None or found - {revision}:
         raise ValueError(f"labels of one fragment carry one revision; these carry {sorted(found) or 'none'}")
     # A new name each time: a worker that everybody thought dead must not overwrite a file that is published by now.
-    name = f"label-{expert}-{revision}-{version}-{fragment_id}-{secrets.token_hex(4)}.lance"
+    whole = _WHOLE if len(written) == physical_rows or _is_whole(fragment, batch[f"{expert}_rev"]) else ""
+    name = f"label-{expert}-{revision}-{version}-{fragment_id}-{secrets.token_hex(4)}{whole}.lance"
     uri = f"{table.samples_uri}/data/{name}"
     try:
         with LanceFileWriter(uri, schema, version=STORAGE_VERSION, storage_options=table.lance_options) as writer:
@@ -120,6 +125,14 @@ def stage(
     except OSError as error:
         raise explain(error, table.uri) from error
     return staged
+
+
+def _is_whole(fragment: LanceFragment, revisions: pa.ChunkedArray) -> bool:
+    """Whether every row that is not deleted has a revision."""
+    if not fragment.num_deletions:
+        return not revisions.null_count
+    addresses = fragment.scanner(columns=[], with_row_address=True).to_table()["_rowaddr"].to_numpy()
+    return not revisions.take(pa.array(addresses & np.uint64(0xFFFFFFFF))).null_count
 
 
 def find(table: Table, expert: str, revision: str, version: int) -> list[StagedLabels]:

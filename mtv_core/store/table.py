@@ -16,18 +16,18 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from lance import LanceDataset, LanceFragment
 
 from mtv_core.data.files import Files, lance_options
-from mtv_core.data.schema import LABELS, SAMPLES, label_schema
+from mtv_core.data.schema import SAMPLES, label_schema
 from mtv_core.report import Reject
 from mtv_core.store import accepted as revisions_of
 from mtv_core.store import labels, tombstones
 from mtv_core.store.accepted import Accepted, Rejected
 from mtv_core.store.dataset import append_rows, explain, open_dataset
-from mtv_core.store.labels import FragmentTask, StagedLabels, StalePlan
+from mtv_core.store.label_state import LabelState
+from mtv_core.store.labels import StagedLabels, StalePlan
 from mtv_core.store.ledger import Ledger
 from mtv_core.store.rejects import RejectLog
 from mtv_core.store.view import View
@@ -148,22 +148,11 @@ class Table:
 
     def stale(self, expert: str, revision: str, version: int | None = None) -> StalePlan:
         """Which fragments have rows whose label is missing or of another revision. Before `ensure_columns` that is all of them."""
-        dataset = self.dataset(version)
-        column = f"{expert}_rev"
-        labels.record_folder(expert, revision)
-        condition = f"{column} is null or {column} <> '{revision}'" if column in dataset.schema.names else None
-        scanner = dataset.scanner(columns=[], with_row_address=True, filter=condition)
-        counts: dict[int, int] = {}
-        for batch in scanner.to_batches():
-            fragments, rows = np.unique(batch["_rowaddr"].to_numpy() >> np.uint64(32), return_counts=True)
-            for fragment, number in zip(fragments.tolist(), rows.tolist(), strict=True):
-                counts[fragment] = counts.get(fragment, 0) + number
-        tasks = [
-            FragmentTask(fragment_id=fragment.fragment_id, physical_rows=fragment.physical_rows, num_stale=counts[fragment.fragment_id])
-            for fragment in dataset.get_fragments()
-            if fragment.fragment_id in counts
-        ]
-        return StalePlan(expert=expert, revision=revision, version=int(dataset.version), fragments=tasks)
+        return self.label_state(version).stale(expert, revision)
+
+    def label_state(self, version: int | None = None) -> LabelState:
+        """The labels of a version, fragment by fragment: ask it several things, and the manifest is read once."""
+        return LabelState(self.dataset(version))
 
     def read_fragment(self, version: int, fragment_id: int, columns: Sequence[str]) -> pa.Table:
         """The physical rows of a fragment in their order, deleted ones included: labels are written to positions."""
@@ -234,23 +223,20 @@ class Table:
 
     def label_counts(self, version: int | None = None) -> dict[str, dict[str, int]]:
         """Expert → revision ('' for none yet) → rows."""
-        dataset = self.dataset(version)
-        counts: dict[str, dict[str, int]] = {}
-        for expert in (name for name in LABELS if f"{name}_rev" in dataset.schema.names):
-            column = dataset.to_table(columns=[f"{expert}_rev"])[0]
-            counts[expert] = {str(pair["values"] or ""): int(pair["counts"]) for pair in column.value_counts().to_pylist()}
-        return counts
+        state = self.label_state(version)
+        return {expert: state.counts(expert) for expert in state.experts}
 
-    def tag(self, revisions: Mapping[str, str], allow_mixed: bool = False) -> str:
-        """Name the latest version for good: its rows, with labels of `revisions` (expert → revision). The same again gives the same tag.
+    def tag(self, revisions: Mapping[str, str], allow_mixed: bool = False, state: LabelState | None = None) -> str:
+        """Name a version for good: its rows, with labels of `revisions` (expert → revision). The same again gives the same tag.
+
+        The version is that of `state`, whose labels the caller has looked at; the latest without one.
 
         Raises:
             ValueError: rows are not labelled, or by another revision, and that was not allowed.
         """
-        dataset = self.dataset()
-        version = int(dataset.version)
-        counts = self.label_counts(version)
-        total = int(dataset.count_rows())
+        state = state or self.label_state()
+        version, total = state.version, state.num_rows
+        counts = {expert: state.counts(expert) for expert in state.experts}
         for expert, revision in sorted(revisions.items()):
             labelled = counts.get(expert, {}).get(revision, 0)
             if labelled != total and not allow_mixed:
@@ -259,14 +245,14 @@ class Table:
                     "or allow a tag of mixed labels"
                 )
         # The names of the data files are unique, versions are not: a table that was deleted and made again starts from 1.
-        files = sorted(file.path for fragment in dataset.get_fragments() for file in fragment.data_files())
-        document = json.dumps([version, sorted(revisions.items()), hashlib.sha256("\n".join(files).encode()).hexdigest()])
+        document = json.dumps([version, sorted(revisions.items()), hashlib.sha256("\n".join(state.files).encode()).hexdigest()])
         name = f"mtv-{hashlib.sha256(document.encode()).hexdigest()[:12]}"
-        if name not in self.tags():
+        tags = state.dataset.tags
+        if name not in tags.list():
             try:
                 with contextlib.suppress(ValueError):  # another process was quicker: the same name is the same version
-                    dataset.tags.create(name, version)
-                dataset.tags.replace_metadata(name, {"revisions": json.dumps(dict(revisions)), "counts": json.dumps(counts)})
+                    tags.create(name, version)
+                tags.replace_metadata(name, {"revisions": json.dumps(dict(revisions)), "counts": json.dumps(counts)})
             except OSError as error:
                 raise explain(error, self.uri) from error
         return name
