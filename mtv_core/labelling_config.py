@@ -32,6 +32,11 @@ class LabelConfig(BaseModel, frozen=True, extra="forbid"):
     failures: FailureBudget = Field(
         FailureBudget(), description="how many rows may be refused for good by an expert before labelling stops"
     )
+    price_per_hour: float | None = Field(
+        None,
+        ge=0,
+        description="what one worker (a GPU, or a core) costs an hour, in any currency; null: `mtv plan` names no cost",
+    )
     allow_mixed: bool = Field(
         False, description="go on to training although some rows could not be labelled for reasons that may pass; their labels are missing"
     )

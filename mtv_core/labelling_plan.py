@@ -1,4 +1,8 @@
-"""What a labelling run would do, and what it would cost: revisions, stale rows and fragments. Changes nothing, loads no weights."""
+"""What a labelling run would do, and what it would cost: revisions, stale rows and fragments. Changes nothing, loads no weights.
+
+Where nothing is stale no data file is opened: the manifest says it (`store.label_state`). Times, bytes and costs are what the last run of
+the expert took, multiplied (`store.rates`); before there was one, they are unknown.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,23 @@ from pydantic import BaseModel, Field
 
 from mtv_core import experts
 from mtv_core.labelling_config import LabelConfig
+from mtv_core.store import rates
+from mtv_core.store.accepted import Rejected
+from mtv_core.store.labels import StalePlan
+from mtv_core.store.rates import Rate
 from mtv_core.store.table import Table
+
+
+class Work(BaseModel, frozen=True, extra="forbid"):
+    """Rows to label with a revision, and what that takes if it goes as in the last run."""
+
+    revision: str
+    num_stale: int = Field(description="rows to label")
+    num_fragments: int = Field(description="fragments that have such rows; no other is opened")
+    seconds: float | None = Field(description="s until all is labelled, with as many workers as then; None: never measured")
+    bytes_to_write: int | None = Field(description="of the label files; None: never measured")
+    cost: float | None = Field(description="in the currency of label.price_per_hour; None: no price, or never measured")
+    rate: Rate | None = Field(description="what the estimates are made of: the last run of the revision, else of another one")
 
 
 class ExpertPlan(BaseModel, frozen=True, extra="forbid"):
@@ -18,12 +38,24 @@ class ExpertPlan(BaseModel, frozen=True, extra="forbid"):
     accepted: str | None = Field(description="revision the table's labels are to have; None before the first labelling")
     target: str = Field(description="revision a run would label with")
     stored: dict[str, int] = Field(description="revision → rows that have its labels; '' for rows without any")
-    num_stale: int = Field(description="rows a run would label")
+    rejected: list[Rejected] = Field(description="revisions that were tried and refused, the latest last")
+    stale: Work = Field(description="what `mtv label` would do, with the revision `target`")
+    proposal: Work | None = Field(description="what accepting the tracked revision would take; None where it is the target")
+
+    @property
+    def num_stale(self) -> int:
+        """Rows a run would label."""
+        return self.stale.num_stale
 
     @property
     def proposed(self) -> bool:
         """Whether the configured expert waits for being accepted."""
         return self.tracked != self.target
+
+    @property
+    def refusal(self) -> Rejected | None:
+        """That the tracked revision was refused before."""
+        return next((one for one in self.rejected if one.revision == self.tracked), None)
 
 
 def revisions(config: LabelConfig) -> dict[str, str]:
@@ -41,12 +73,41 @@ def plan(table_uri: str, config: LabelConfig, storage_options: Mapping[str, str]
     Raises:
         FileNotFoundError, ValueError: as `revisions`, or there is no table.
     """
-    table = Table.open(table_uri, storage_options)
-    accepted, counts, total = table.accepted(), table.label_counts(), table.num_rows
+    table = Table(table_uri, storage_options)
+    state = table.label_state()
+    accepted, rejected = table.accepted(state.dataset), table.rejected(state.dataset)
     plans = {}
     for name, tracked in revisions(config).items():
         known = accepted[name].revision if name in accepted else None
         target = known if known is not None and config.accept == "gate" else tracked
-        stored = counts.get(name, {"": total})
-        plans[name] = ExpertPlan(tracked=tracked, accepted=known, target=target, stored=stored, num_stale=total - stored.get(target, 0))
+        plans[name] = ExpertPlan(
+            tracked=tracked,
+            accepted=known,
+            target=target,
+            stored=state.counts(name),
+            rejected=rejected.get(name, []),
+            stale=estimate(table, state.stale(name, target), config.price_per_hour),
+            proposal=estimate(table, state.stale(name, tracked), config.price_per_hour) if tracked != target else None,
+        )
     return plans
+
+
+def estimate(table: Table, stale: StalePlan, price_per_hour: float | None = None) -> Work:
+    """What it takes to label what is stale, if it goes as the last run of the expert did; `price_per_hour` is of one worker."""
+    rows, seconds, size, cost = stale.num_stale, None, None, None
+    rate = rates.last(table, stale.expert, stale.revision) if rows else None
+    if rows == 0:  # needs no measurement
+        seconds, size, cost = 0.0, 0, 0.0 if price_per_hour is not None else None
+    elif rate is not None:
+        seconds = rows / rate.rows_per_second
+        size = round(rows * rate.bytes_written / rate.rows)
+        cost = None if price_per_hour is None else seconds / 3600 * rate.workers * price_per_hour
+    return Work(
+        revision=stale.revision,
+        num_stale=rows,
+        num_fragments=len(stale.fragments),
+        seconds=seconds,
+        bytes_to_write=size,
+        cost=cost,
+        rate=rate,
+    )

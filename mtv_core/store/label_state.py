@@ -19,7 +19,7 @@ import numpy as np
 from lance import LanceDataset, LanceFragment
 
 from mtv_core.data.schema import LABELS
-from mtv_core.store.labels import FragmentTask, StalePlan, record_folder
+from mtv_core.store.labels import FragmentTask, StalePlan, revision_name
 
 _WHOLE = re.compile(rf"label-({'|'.join(LABELS)})-([\w.-]+)-\d+-\d+-[0-9a-f]{{8}}-whole\.lance")
 _ROWS = 1 << 16  # of a scan
@@ -73,7 +73,7 @@ class LabelState:
 
     def stale(self, expert: str, revision: str) -> StalePlan:
         """Which fragments have rows whose label is missing or of another revision. Before an expert has columns that is all of them."""
-        record_folder(expert, revision)  # a revision that no folder can be named by was never written
+        revision_name(revision)
         counts = self._counts(expert)
         tasks = []
         for known in self._known(expert):

@@ -79,10 +79,15 @@ class StagedLabels(BaseModel, frozen=True, extra="forbid"):
         return f"{record_folder(self.expert, self.revision)}/{self.version}-{self.fragment_id}.json"
 
 
+def revision_name(revision: str) -> str:
+    """A revision, which names files and folders."""
+    assert _REVISION.fullmatch(revision), revision
+    return revision
+
+
 def record_folder(expert: str, revision: str) -> str:
     """Folder of the records of one expert's revision, relative to the table."""
-    assert _REVISION.fullmatch(revision), revision
-    return f"_staging/labels/{expert}/{revision}"
+    return f"_staging/labels/{expert}/{revision_name(revision)}"
 
 
 def stage(

@@ -126,13 +126,13 @@ class Table:
         if missing:
             dataset.add_columns(missing)
 
-    def accepted(self) -> dict[str, Accepted]:
-        """Expert → the revision its labels are to have."""
-        return revisions_of.accepted(self.dataset())
+    def accepted(self, dataset: LanceDataset | None = None) -> dict[str, Accepted]:
+        """Expert → the revision its labels are to have: now, or as the dataset of a `label_state` says."""
+        return revisions_of.accepted(dataset or self.dataset())
 
-    def rejected(self) -> dict[str, list[Rejected]]:
-        """Expert → the revisions that were tried and refused, the latest last."""
-        return revisions_of.rejected(self.dataset())
+    def rejected(self, dataset: LanceDataset | None = None) -> dict[str, list[Rejected]]:
+        """Expert → the revisions that were tried and refused, the latest last; `dataset` as in `accepted`."""
+        return revisions_of.rejected(dataset or self.dataset())
 
     def accept(self, expert: str, revision: str, source: dict[str, Any]) -> None:
         """From now on rows of another revision are stale. Kept in the table itself, so that it is true wherever the table is read."""
