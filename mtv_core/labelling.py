@@ -12,26 +12,24 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
+from mtv_core.data.schema import label_schema
 from mtv_core.executor import Executor, Outcome, Progress, silent
-from mtv_core.experts import source
-from mtv_core.experts.config import DepthExpertConfig, DetectionExpertConfig, ExpertConfig
 from mtv_core.faults import fault_point
+from mtv_core.labelling_accept import Assignment, assign, kept_experts
 from mtv_core.labelling_config import LabelConfig
 from mtv_core.labelling_plan import ExpertPlan, plan, revisions
 from mtv_core.labelling_worker import ExpertUnavailableError, FragmentJob, FragmentResult, label_fragment
 from mtv_core.report import StageReport
-from mtv_core.settings import home, is_local
-from mtv_core.store import locks
+from mtv_core.store import locks, rates
+from mtv_core.store.label_state import LabelState
 from mtv_core.store.labels import FragmentTask, LabelConflictError, StagedLabels
 from mtv_core.store.preflight import check_store
+from mtv_core.store.rates import Meter
 from mtv_core.store.table import Table
 
 __all__ = ["ExpertPlan", "LabelResult", "LabellingIncompleteError", "kept_experts", "plan", "revisions", "run"]
 
-_CONFIGS: dict[str, type[ExpertConfig]] = {"depth": DepthExpertConfig, "detection": DetectionExpertConfig}
 _PASSES = 3  # a pass after the first is needed when rows came, or another run labelled, meanwhile
 _GIVE_UP = 8  # fragments of an expert that failed, with none that did not, after which the rest is not tried
 _TARGET_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -50,15 +48,6 @@ class LabelResult:
     revisions: dict[str, str]  # expert → revision of the labels
     report: StageReport
     proposed: dict[str, str] = field(default_factory=dict)  # expert → configured revision that is not accepted (`accept: gate`)
-
-
-@dataclass(frozen=True)
-class _Assignment:
-    """An expert as a run uses it: which revision, loaded from where."""
-
-    config: ExpertConfig
-    revision: str
-    tracked: str
 
 
 def run(
@@ -84,68 +73,38 @@ def run(
 
 def _run(table: Table, config: LabelConfig, executor: Executor, progress: Progress) -> LabelResult:
     revisions(config)  # all of them are found, before the first one changes the table
-    assignments = {name: _assign(table, name, expert, config.accept) for name, expert in config.experts().items()}
+    assignments = _assignments(table, config)
     stage = _Stage(table, config, executor, progress, assignments)
     report = stage.run()
     accepted = {name: assignment.revision for name, assignment in assignments.items()}
-    left = {name: number for name, revision in accepted.items() if (number := table.stale(name, revision).num_stale)}
+    left = {name: number for name, revision in accepted.items() if (number := stage.state.stale(name, revision).num_stale)}
     if left and not config.allow_mixed:
         raise LabellingIncompleteError(_incomplete(left, stage.problems))
-    tag = table.tag(accepted, allow_mixed=config.allow_mixed)
+    tag = table.tag(accepted, config.allow_mixed, stage.state)
     proposed = {name: one.tracked for name, one in assignments.items() if one.tracked != one.revision}
     if proposed:
         report += StageReport(counts={f"{name}_revision_proposed": 1 for name in proposed})
         names = ", ".join(f"{name} {revision} (accepted: {accepted[name]})" for name, revision in sorted(proposed.items()))
         progress(1, 1, f"not accepted yet, nothing was relabelled: {names}; set label.accept: immediate to label every row with it")
-    return LabelResult(table.tags()[tag], tag, accepted, report, proposed)
+    return LabelResult(stage.state.version, tag, accepted, report, proposed)
+
+
+def _assignments(table: Table, config: LabelConfig) -> dict[str, Assignment]:
+    """Expert → what its labels are to be; the columns are there from now on."""
+    dataset = table.dataset()
+    known, names = table.accepted(dataset), set(dataset.schema.names)
+    found = {}
+    for name, expert in config.experts().items():
+        if not set(label_schema(name).names) <= names:
+            table.ensure_columns(name)
+        found[name] = assign(table, name, expert, config.accept, known.get(name))
+    return found
 
 
 def _incomplete(left: Mapping[str, int], problems: list[str]) -> str:
     rows = " and ".join(f"{number} rows without {name} labels" for name, number in sorted(left.items()))
     reasons = "; ".join(list(dict.fromkeys(problems))[:3]) or "they came while the others were labelled"
     return f"{rows} are left: {reasons}. All others are labelled; run `mtv label` again for the rest, or set label.allow_mixed: true"
-
-
-# Which revision, from where
-
-
-def _assign(table: Table, name: str, config: ExpertConfig, accept: str) -> _Assignment:
-    """Decide what an expert's labels are to be, and record it in the table.
-
-    Only the first labelling and `accept: immediate` change what is accepted; otherwise the accepted one completes what is missing.
-    """
-    weights = source.resolve(config)
-    tracked = source.label_revision(name, weights, config.label_parameters())
-    table.ensure_columns(name)
-    known = table.accepted().get(name)
-    if known is None or known.revision == tracked or accept == "immediate":
-        kept = source.keep(weights, kept_experts(table))
-        pinned = config.model_copy(update={"model": kept, "revision": weights.commit or config.revision})
-        if known is None or known.revision != tracked:
-            facts = {
-                "model": config.model,
-                "license": weights.license,
-                "identity": weights.identity,
-                "config": config.model_dump(mode="json"),
-            }
-            table.accept(name, tracked, facts)
-            fault_point("label.accepted")
-        return _Assignment(pinned, tracked, tracked)
-    return _Assignment(_accepted_config(table, name, known.source, config), known.revision, tracked)
-
-
-def kept_experts(table: Table) -> Path:
-    """Where local folders of accepted experts are kept: in a local table, for others in `MTV_HOME`."""
-    return Path(table.uri) / "_experts" if is_local(table.uri) else home() / "experts"
-
-
-def _accepted_config(table: Table, name: str, facts: Mapping[str, Any], current: ExpertConfig) -> ExpertConfig:
-    """The configuration that was accepted, pointing to the weights that were kept; where it runs is today's business."""
-    identity = facts["identity"]
-    config = _CONFIGS[name].model_validate(facts["config"]).model_copy(update={"device": current.device})
-    if "commit" in identity:
-        return config.model_copy(update={"model": identity["hub"], "revision": identity["commit"]})
-    return config.model_copy(update={"model": str(kept_experts(table) / identity["folder_sha256"])})
 
 
 # The work
@@ -155,7 +114,7 @@ class _Stage:
     """One run's work: passes over what is stale, commits in groups, and what went wrong."""
 
     def __init__(
-        self, table: Table, config: LabelConfig, executor: Executor, progress: Progress, assignments: Mapping[str, _Assignment]
+        self, table: Table, config: LabelConfig, executor: Executor, progress: Progress, assignments: Mapping[str, Assignment]
     ) -> None:
         self.table, self.config, self.executor, self.progress, self.assignments = table, config, executor, progress, assignments
         self.problems: list[str] = []
@@ -165,32 +124,39 @@ class _Stage:
         self.committed = time.monotonic()
         self.commits = 0
         self.conflicts = 0
+        self.meter = Meter()
+        self.state: LabelState  # of the labels, when they were last looked at
 
     def run(self) -> StageReport:
-        """Label until nothing is stale that was not tried."""
+        """Label until nothing is stale that was not tried, and record how fast it went."""
         report = StageReport()
         tried: set[tuple[str, int]] = set()
         for number in range(_PASSES):
             conflicts = self.conflicts
             self._publish_leftovers()
+            self.state = self.table.label_state()
             jobs = self._jobs()
             if number == 0:
                 stale = sum(task.num_stale for _, task in jobs)
-                report += StageReport(rows_skipped=self.table.num_rows * len(self.assignments) - stale)
+                report += StageReport(rows_skipped=self.state.num_rows * len(self.assignments) - stale)
             # A fragment is tried once, unless what was written for it came to nothing.
             jobs = [(job, task) for job, task in jobs if (job.expert, job.fragment_id) not in tried or self.conflicts > conflicts]
             if not jobs:
                 break
-            report += self._label(jobs)
+            with self.meter.running():
+                report += self._label(jobs)
             if self.conflicts == conflicts:
                 tried |= {(job.expert, job.fragment_id) for job, _ in jobs}
+        else:
+            self.state = self.table.label_state()
+        for name, rate in self.meter.rates({name: one.revision for name, one in self.assignments.items()}).items():
+            rates.record(self.table, name, rate)
         return report + StageReport(counts={"commits": self.commits} if self.commits else {})
 
     def _publish_leftovers(self) -> None:
         """Fragments that a killed run staged: publish them instead of computing them again."""
-        version = self.table.version
         for name, assignment in self.assignments.items():
-            for staged in self.table.staged(name, assignment.revision, version):
+            for staged in self.table.staged(name, assignment.revision):
                 self._take(staged, staged.num_labelled)
         self._commit()
 
@@ -198,12 +164,11 @@ class _Stage:
         """What is stale, the experts interleaved, so that they run beside each other."""
         jobs = []
         for name, assignment in self.assignments.items():
-            stale = self.table.stale(name, assignment.revision)
-            for task in stale.fragments:
+            for task in self.state.stale(name, assignment.revision).fragments:
                 job = FragmentJob(
                     table_uri=self.table.uri,
                     storage_options=dict(self.table.storage_options),
-                    version=stale.version,
+                    version=self.state.version,
                     fragment_id=task.fragment_id,
                     expert=name,
                     config=assignment.config,
@@ -235,6 +200,7 @@ class _Stage:
                 else:
                     good[name] += 1
                     report += outcome.result.report
+                    self.meter.add(name, outcome.result.report, outcome.result.worker)
                     self.problems += outcome.result.problems
                     if outcome.result.staged is not None:
                         self._take(outcome.result.staged, outcome.result.report.rows_in)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -58,6 +59,7 @@ class FragmentResult:
     staged: StagedLabels | None
     report: StageReport
     problems: list[str] = field(default_factory=list)
+    worker: str = field(default_factory=lambda: f"{os.uname().nodename}:{os.getpid()}")  # the process that did it
 
 
 @dataclass(frozen=True)

@@ -140,14 +140,15 @@ def _is_whole(fragment: LanceFragment, revisions: pa.ChunkedArray) -> bool:
     return not revisions.take(pa.array(addresses & np.uint64(0xFFFFFFFF))).null_count
 
 
-def find(table: Table, expert: str, revision: str, version: int) -> list[StagedLabels]:
+def find(table: Table, expert: str, revision: str, version: int | None = None) -> list[StagedLabels]:
     """See `Table.staged`."""
     folder = record_folder(expert, revision)
     names = table.files.names(folder)
     if not names:
         return []
-    dataset = table.dataset(version)
-    stale = {task.fragment_id: task.physical_rows for task in table.stale(expert, revision, version).fragments}
+    state = table.label_state(version)
+    dataset, version = state.dataset, state.version
+    stale = {task.fragment_id: task.physical_rows for task in state.stale(expert, revision).fragments}
     found: dict[int, StagedLabels] = {}
     for name in names:
         staged = StagedLabels.model_validate_json(table.files.read(f"{folder}/{name}"))

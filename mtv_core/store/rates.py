@@ -6,11 +6,15 @@ what the one before it measured.
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, Field, ValidationError
 
+from mtv_core.report import StageReport
 from mtv_core.store.labels import revision_name
 
 if TYPE_CHECKING:
@@ -35,6 +39,45 @@ class Rate(BaseModel, frozen=True, extra="forbid"):
     def rows_per_second(self) -> float:
         """Of the whole run."""
         return self.rows / self.wall_seconds
+
+
+class Meter:
+    """Adds up what a run's workers did."""
+
+    def __init__(self) -> None:
+        self._reports: dict[str, StageReport] = {}  # expert → of its fragments
+        self._workers: set[str] = set()
+        self._wall = 0.0
+
+    def add(self, expert: str, report: StageReport, worker: str) -> None:
+        """A fragment was labelled, by the worker of this name."""
+        self._reports[expert] = self._reports.get(expert, StageReport()) + report
+        self._workers.add(worker)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Wall time inside is the run's: staging, commits and waiting included."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._wall += time.monotonic() - began
+
+    def rates(self, revisions: Mapping[str, str]) -> dict[str, Rate]:
+        """Expert → what was measured; nothing of an expert that had nothing to do."""
+        everything = sum(report.seconds for report in self._reports.values())
+        return {
+            expert: Rate(
+                revision=revisions[expert],
+                rows=rows,
+                bytes_written=report.bytes_written,
+                worker_seconds=report.seconds,
+                wall_seconds=self._wall * report.seconds / everything,
+                workers=len(self._workers),
+            )
+            for expert, report in self._reports.items()
+            if (rows := report.rows_out + report.rows_rejected)
+        }
 
 
 def record(table: Table, expert: str, rate: Rate) -> None:

@@ -195,8 +195,8 @@ class Table:
         """
         return labels.stage(self, expert, version, fragment_id, batch, rejects, revision)
 
-    def staged(self, expert: str, revision: str, version: int) -> list[StagedLabels]:
-        """Labels that a killed run staged and that are still of use at `version`: commit them instead of computing them again."""
+    def staged(self, expert: str, revision: str, version: int | None = None) -> list[StagedLabels]:
+        """Labels that a killed run staged and that are still of use at a version: commit them instead of computing them again."""
         return labels.find(self, expert, revision, version)
 
     def commit_labels(self, staged: Sequence[StagedLabels]) -> int:

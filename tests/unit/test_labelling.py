@@ -364,20 +364,6 @@ def test_kept_weights_that_are_gone_are_missed_only_when_needed(
         run(table, config("blocks:depth-r2"))
 
 
-def test_plan_counts_and_changes_nothing(table: Table, quick: list[QuickExpert]) -> None:
-    version = table.version
-    plan = labelling.plan(table.uri, config())
-    assert table.version == version
-    assert plan["depth"].model_dump() == {
-        "tracked": plan["depth"].target, "accepted": None, "target": labelling.revisions(config())["depth"], "stored": {"": 24},
-        "num_stale": 24,
-    }  # fmt: skip
-    run(table)
-    plan = labelling.plan(table.uri, config("blocks:depth-r2", accept="immediate"))
-    assert (plan["depth"].num_stale, plan["detection"].num_stale) == (24, 0)
-    assert plan["depth"].stored == {plan["depth"].accepted: 24}
-
-
 def test_only_the_configured_experts(table: Table, quick: list[QuickExpert]) -> None:
     result = labelling.run(table.uri, LabelConfig(depth=None, detection=config().detection), SERIAL)
     assert result.revisions.keys() == {"detection"}

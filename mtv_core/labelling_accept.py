@@ -1,0 +1,90 @@
+"""Which revision of an expert a table's labels are to have, and with which weights they are made.
+
+Only the first labelling, `accept: immediate` and a passed gate change what is accepted; otherwise the accepted one completes what is
+missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtv_core.experts import source
+from mtv_core.experts.config import DepthExpertConfig, DetectionExpertConfig, ExpertConfig
+from mtv_core.faults import fault_point
+from mtv_core.settings import home, is_local
+from mtv_core.store.accepted import Accepted
+from mtv_core.store.table import Table
+
+_CONFIGS: dict[str, type[ExpertConfig]] = {"depth": DepthExpertConfig, "detection": DetectionExpertConfig}
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """An expert as a run uses it: which revision, loaded from where."""
+
+    config: ExpertConfig
+    revision: str
+    tracked: str  # what the configuration resolves to; another one waits for being accepted
+
+
+def assign(table: Table, name: str, config: ExpertConfig, mode: str, known: Accepted | None) -> Assignment:
+    """Decide what an expert's labels are to be, and record it in the table.
+
+    Args:
+        table: where.
+        name: of the expert.
+        config: names the model that is tracked.
+        mode: `label.accept`.
+        known: what the table accepted so far.
+
+    Raises:
+        FileNotFoundError, ValueError: the expert is not there, has no weights, or its licence has to be accepted.
+    """
+    weights = source.resolve(config)
+    tracked = source.label_revision(name, weights, config.label_parameters())
+    if known is None or known.revision == tracked or mode == "immediate":
+        return accept(table, name, config, known)
+    return Assignment(accepted_config(table, name, known, config), known.revision, tracked)
+
+
+def accept(table: Table, name: str, config: ExpertConfig, known: Accepted | None = None) -> Assignment:
+    """Make what the configuration resolves to the accepted revision; a copy of local weights is kept first. Labels nothing.
+
+    A kill before the record leaves a copy that the next call finds.
+
+    Raises:
+        FileNotFoundError, ValueError: the expert is not there, has no weights, or its licence has to be accepted.
+        OSError: no place for the copy.
+    """
+    weights = source.resolve(config)
+    revision = source.label_revision(name, weights, config.label_parameters())
+    kept = source.keep(weights, kept_experts(table))
+    if known is None or known.revision != revision:
+        facts = {
+            "model": config.model,
+            "license": weights.license,
+            "identity": weights.identity,
+            "config": config.model_dump(mode="json"),
+        }
+        table.accept(name, revision, facts)
+        fault_point("label.accepted")
+    pinned = config.model_copy(update={"model": kept, "revision": weights.commit or config.revision})
+    return Assignment(pinned, revision, revision)
+
+
+def kept_experts(table: Table) -> Path:
+    """Where local folders of accepted experts are kept: in a local table, for others in `MTV_HOME`."""
+    return Path(table.uri) / "_experts" if is_local(table.uri) else home() / "experts"
+
+
+def accepted_config(table: Table, name: str, accepted: Accepted, current: ExpertConfig) -> ExpertConfig:
+    """The configuration that was accepted, pointing to the weights that were kept; where it runs is today's business."""
+    facts: Mapping[str, Any] = accepted.source
+    identity = facts["identity"]
+    config = _CONFIGS[name].model_validate(facts["config"]).model_copy(update={"device": current.device})
+    if "commit" in identity:
+        return config.model_copy(update={"model": identity["hub"], "revision": identity["commit"]})
+    return config.model_copy(update={"model": str(kept_experts(table) / identity["folder_sha256"])})
