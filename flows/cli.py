@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 import mtv_core
-from flows.commands import blocks, config, data, failures, forget, pipeline, runs, services, stages
+from flows.commands import blocks, config, data, failures, forget, pipeline, plan, runs, services, stages
 from flows.commands.console import err, fail, show_problems
 from mtv_core.config import ConfigError
 from mtv_core.report import plain
@@ -34,6 +34,7 @@ for _panel, _commands in _PANELS.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)
 app.command("runs", rich_help_panel="Look")(runs.list_runs)
+app.command("plan", rich_help_panel="Look")(plan.plan)
 app.add_typer(config.app, name="config", rich_help_panel="Look")
 app.command("failures", rich_help_panel="Data")(failures.failures)
 app.command("forget", rich_help_panel="Data")(forget.forget)
