@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from label_tables import QuickExpert, config, make_table, sample_rows
 from typer.testing import CliRunner
 
@@ -17,8 +18,6 @@ from mtv_core.labelling_plan import plan
 from mtv_core.store import rates
 from mtv_core.store.rates import Rate
 from mtv_core.store.table import Table
-
-R1 = ["--set", "label.depth.model=blocks:depth-r1", "--set", "label.detection.model=blocks:detection-r1"]
 
 
 @pytest.fixture
@@ -34,7 +33,9 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Table]:
 
 
 def said(table: Table, *options: str) -> str:
-    result = CliRunner().invoke(app, ["plan", "--table", table.uri, *R1, *options])
+    preset = Path(table.uri).parent / "preset.yaml"
+    preset.write_text(yaml.safe_dump({"label": config().model_dump(mode="json")}))
+    result = CliRunner().invoke(app, ["plan", "--preset", str(preset), "--table", table.uri, *options])
     assert result.exit_code == 0, result.output
     return result.output
 
