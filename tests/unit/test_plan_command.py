@@ -34,7 +34,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Table]:
 
 def said(table: Table, *options: str) -> str:
     preset = Path(table.uri).parent / "preset.yaml"
-    preset.write_text(yaml.safe_dump({"label": config().model_dump(mode="json")}))
+    preset.write_text(yaml.safe_dump({"sources": ["blocks://few"], "label": config().model_dump(mode="json")}))
     result = CliRunner().invoke(app, ["plan", "--preset", str(preset), "--table", table.uri, *options])
     assert result.exit_code == 0, result.output
     return result.output
