@@ -21,7 +21,7 @@ from mtv_core.labelling_config import LabelConfig
 from mtv_core.labelling_plan import ExpertPlan, plan, revisions
 from mtv_core.labelling_worker import ExpertUnavailableError, FragmentJob, FragmentResult, label_fragment
 from mtv_core.report import StageReport
-from mtv_core.store import locks, rates
+from mtv_core.store import labels, locks, rates
 from mtv_core.store.label_state import LabelState
 from mtv_core.store.labels import FragmentTask, LabelConflictError, StagedLabels
 from mtv_core.store.preflight import check_store
@@ -67,8 +67,14 @@ def run(
     """
     table = Table.open(table_uri, storage_options)
     check_store(table.uri, table.storage_options)
-    with locks.writing(table, "labelling"):
-        return _run(table, config, executor, progress)
+    with locks.writing(table, "labelling") as lease:
+        result = _run(table, config, executor, progress)
+        superseded = labels.superseded(table, result.revisions)
+        if superseded:
+            with locks.alone(lease) as alone:
+                if alone:
+                    labels.discard(table, superseded)
+        return result
 
 
 def _run(table: Table, config: LabelConfig, executor: Executor, progress: Progress) -> LabelResult:

@@ -63,9 +63,9 @@ def _expert(name: str, plan: ExpertPlan) -> None:
 
 def _tracked(plan: ExpertPlan) -> str:
     if plan.refusal is not None:
-        return f"{plan.tracked}  refused before; `mtv refresh --force` tries it again"
+        return f"{plan.tracked}  refused before; label.accept: immediate takes it all the same"
     if plan.proposed:
-        return f"{plan.tracked}  not accepted: `mtv refresh` tries it on a few rows first"
+        return f"{plan.tracked}  not accepted; label.accept: immediate labels every row with it"
     return plan.tracked
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +29,7 @@ from mtv_core.store.dataset import STORAGE_VERSION, explain
 if TYPE_CHECKING:
     from mtv_core.store.table import Table
 
+FOLDER = "_staging/labels"
 _REVISION = re.compile(r"[\w.-]+")
 _BATCH_ROWS = 1024
 _WHOLE = "-whole"  # in the name of a file: every row has the revision that stands in the name
@@ -138,6 +139,22 @@ def _is_whole(fragment: LanceFragment, revisions: pa.ChunkedArray) -> bool:
         return not revisions.null_count
     addresses = fragment.scanner(columns=[], with_row_address=True).to_table()["_rowaddr"].to_numpy()
     return not revisions.take(pa.array(addresses & np.uint64(0xFFFFFFFF))).null_count
+
+
+def superseded(table: Table, revisions: Mapping[str, str]) -> list[str]:
+    """Folders of what killed runs staged for revisions that are not accepted any more, relative to the table."""
+    return [
+        f"{FOLDER}/{expert}/{other}"
+        for expert, revision in revisions.items()
+        for other in table.files.names(f"{FOLDER}/{expert}")
+        if other != revision
+    ]
+
+
+def discard(table: Table, folders: Sequence[str]) -> None:
+    """Forget what is staged there; only while nobody else writes. The next clean-up of the table removes the data files."""
+    for folder in folders:
+        table.files.remove(folder)
 
 
 def find(table: Table, expert: str, revision: str, version: int | None = None) -> list[StagedLabels]:
