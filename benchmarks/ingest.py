@@ -237,7 +237,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer pictures and rounds")
     parser.add_argument("--without-peers", action="store_true", help="only ours and the bounds")
     options = parser.parse_args()
-    shards, samples, rounds = (4, 100, 3) if options.quick else (16, 300, 3)
+    shards, samples, rounds = (4, 100, 3) if options.quick else (16, 150, 5)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mtv-bench-")))
         print(f"making {shards * samples} pictures", file=sys.stderr)
