@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from mtv_core.data.schema import label_schema
 from mtv_core.executor import Executor, Outcome, Progress, silent
 from mtv_core.faults import fault_point
+from mtv_core.label_import import complete
 from mtv_core.labelling_accept import Assignment, assign, kept_experts
 from mtv_core.labelling_config import LabelConfig
 from mtv_core.labelling_plan import ExpertPlan, plan, revisions
@@ -83,10 +84,11 @@ def _run(table: Table, config: LabelConfig, executor: Executor, progress: Progre
     stage = _Stage(table, config, executor, progress, assignments)
     report = stage.run()
     accepted = {name: assignment.revision for name, assignment in assignments.items()}
-    left = {name: number for name, revision in accepted.items() if (number := stage.state.stale(name, revision).num_stale)}
+    stale = {name: stage.state.stale(name, revision).num_stale for name, revision in accepted.items() if not assignments[name].mixed}
+    left = {name: number for name, number in stale.items() if number}
     if left and not config.allow_mixed:
         raise LabellingIncompleteError(_incomplete(left, stage.problems))
-    tag = table.tag(accepted, config.allow_mixed, stage.state)
+    tag = table.tag(accepted, config.allow_mixed or any(one.mixed for one in assignments.values()), stage.state)
     proposed = {name: one.tracked for name, one in assignments.items() if one.tracked != one.revision}
     if proposed:
         report += StageReport(counts={f"{name}_revision_proposed": 1 for name in proposed})
@@ -131,6 +133,7 @@ class _Stage:
         self.commits = 0
         self.conflicts = 0
         self.meter = Meter()
+        self.unlabelled: Counter[str] = Counter()  # expert → rows that an import has nothing for
         self.state: LabelState  # of the labels, when they were last looked at
 
     def run(self) -> StageReport:
@@ -140,6 +143,7 @@ class _Stage:
         for number in range(_PASSES):
             conflicts = self.conflicts
             self._publish_leftovers()
+            self._complete_imports()
             self.state = self.table.label_state()
             jobs = self._jobs()
             if number == 0:
@@ -157,7 +161,8 @@ class _Stage:
             self.state = self.table.label_state()
         for name, rate in self.meter.rates({name: one.revision for name, one in self.assignments.items()}).items():
             rates.record(self.table, name, rate)
-        return report + StageReport(counts={"commits": self.commits} if self.commits else {})
+        counts = {f"{name}_rows_not_in_the_import": rows for name, rows in self.unlabelled.items() if rows}
+        return report + StageReport(counts={**counts, **({"commits": self.commits} if self.commits else {})})
 
     def _publish_leftovers(self) -> None:
         """Fragments that a killed run staged: publish them instead of computing them again."""
@@ -166,10 +171,18 @@ class _Stage:
                 self._take(staged, staged.num_labelled)
         self._commit()
 
+    def _complete_imports(self) -> None:
+        """Rows that came after an import: no expert is asked for them, since the labels are somebody's own."""
+        for name, assignment in self.assignments.items():
+            if assignment.imported is not None:
+                self.unlabelled[name] += complete(self.table, name, assignment.imported)
+
     def _jobs(self) -> list[tuple[FragmentJob, FragmentTask]]:
         """What is stale, the experts interleaved, so that they run beside each other."""
         jobs = []
         for name, assignment in self.assignments.items():
+            if assignment.imported is not None:
+                continue
             for task in self.state.stale(name, assignment.revision).fragments:
                 job = FragmentJob(
                     table_uri=self.table.uri,

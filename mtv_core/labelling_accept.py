@@ -28,6 +28,12 @@ class Assignment:
     config: ExpertConfig
     revision: str
     tracked: str  # what the configuration resolves to; another one waits for being accepted
+    imported: Accepted | None = None  # the accepted labels are somebody's own: no model makes more of them
+
+    @property
+    def mixed(self) -> bool:
+        """Whether rows are meant to keep labels of other revisions: an import over them."""
+        return self.imported is not None and bool(self.imported.source["imported"]["keep_others"])
 
 
 def assign(table: Table, name: str, config: ExpertConfig, mode: str, known: Accepted | None) -> Assignment:
@@ -47,6 +53,8 @@ def assign(table: Table, name: str, config: ExpertConfig, mode: str, known: Acce
     tracked = source.label_revision(name, weights, config.label_parameters())
     if known is None or known.revision == tracked or mode == "immediate":
         return accept(table, name, config, known)
+    if is_imported(known):
+        return Assignment(config, known.revision, tracked, imported=known)
     return Assignment(accepted_config(table, name, known, config), known.revision, tracked)
 
 
@@ -80,8 +88,19 @@ def kept_experts(table: Table) -> Path:
     return Path(table.uri) / "_experts" if is_local(table.uri) else home() / "experts"
 
 
+def is_imported(accepted: Accepted) -> bool:
+    """Whether these are labels of `mtv label import`."""
+    return "imported" in accepted.source
+
+
 def accepted_config(table: Table, name: str, accepted: Accepted, current: ExpertConfig) -> ExpertConfig:
-    """The configuration that was accepted, pointing to the weights that were kept; where it runs is today's business."""
+    """The configuration that was accepted, pointing to the weights that were kept; where it runs is today's business.
+
+    Raises:
+        ValueError: the accepted labels were imported, so there are no weights.
+    """
+    if is_imported(accepted):
+        raise ValueError(f"the accepted {name} labels were imported ({accepted.source['model']}): no model can make more of them")
     facts: Mapping[str, Any] = accepted.source
     identity = facts["identity"]
     config = _CONFIGS[name].model_validate(facts["config"]).model_copy(update={"device": current.device})

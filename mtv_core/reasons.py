@@ -72,11 +72,22 @@ REASONS: dict[str, Reason] = {
         SHARD, "reading the shard killed worker after worker", "raise compute.memory_limit or lower ingest.max_pixels, and run again"
     ),
     "UnreadableImage": Reason(LABEL, "an expert cannot read the stored image", "read the message; report it if the image is whole"),
+    "UnknownUid": Reason(
+        LABEL, "imported labels of a uid that the table does not have", "nothing, or import them into the right table", False
+    ),
+    "DuplicateUid": Reason(LABEL, "imported labels of a uid that came before in the file", "keep one of them, and import again"),
+    "BadBoxes": Reason(LABEL, "imported boxes that cannot be taken: outside, without area or phrase", "fix the file and import it again"),
+    "BadDepth": Reason(LABEL, "an imported depth map that cannot be taken: wrong shape, no value", "fix the map and import again"),
 }
 
 
 # What trying again does not change: another sample has the place, or it is meant to stay out.
-SETTLED = frozenset({"Duplicate", "NearDuplicate", "Placeholder", "EvaluationLeak", "Forgotten", "DuplicateKey"})
+SETTLED = frozenset(
+    {
+        *("Duplicate", "NearDuplicate", "Placeholder", "EvaluationLeak", "Forgotten", "DuplicateKey"),
+        *("UnknownUid", "DuplicateUid", "BadBoxes", "BadDepth"),
+    }
+)
 
 
 def describe(error: str, stage: str = "ingest") -> Reason:

@@ -92,7 +92,14 @@ def record_folder(expert: str, revision: str) -> str:
 
 
 def stage(
-    table: Table, expert: str, version: int, fragment_id: int, batch: pa.Table, rejects: Sequence[Reject], revision: str | None
+    table: Table,
+    expert: str,
+    version: int,
+    fragment_id: int,
+    batch: pa.Table,
+    rejects: Sequence[Reject],
+    revision: str | None,
+    mixed: bool = False,
 ) -> StagedLabels:
     """See `Table.stage_labels`."""
     schema = label_schema(expert)
@@ -106,10 +113,11 @@ def stage(
     found = set(written.unique().to_pylist())
     if revision is None and len(found) == 1:
         revision = found.pop()
-    if revision is None or found - {revision}:
+    if revision is None or (found - {revision} and not mixed):
         raise ValueError(f"labels of one fragment carry one revision; these carry {sorted(found) or 'none'}")
     # A new name each time: a worker that everybody thought dead must not overwrite a file that is published by now.
-    whole = _WHOLE if len(written) == physical_rows or _is_whole(fragment, batch[f"{expert}_rev"]) else ""
+    one = not found - {revision}
+    whole = _WHOLE if one and (len(written) == physical_rows or _is_whole(fragment, batch[f"{expert}_rev"])) else ""
     name = f"label-{expert}-{revision}-{version}-{fragment_id}-{secrets.token_hex(4)}{whole}.lance"
     uri = f"{table.samples_uri}/data/{name}"
     try:

@@ -184,16 +184,17 @@ class Table:
         batch: pa.Table,
         rejects: Sequence[Reject] = (),
         revision: str | None = None,
+        mixed: bool = False,
     ) -> StagedLabels:
         """Write a fragment's labels, invisible until committed. For workers; running it again replaces the record of the first time.
 
         `batch` has the expert's columns and `<expert>_rev` for every physical row in order. The revision is the one found in the rows;
-        it must be given when every row failed for now (all null).
+        it must be given when every row failed for now (all null), and with `mixed`, where rows of other revisions are kept as they are.
 
         Raises:
-            ValueError: a wrong number of rows, or more than one revision.
+            ValueError: a wrong number of rows, or more than one revision without `mixed`.
         """
-        return labels.stage(self, expert, version, fragment_id, batch, rejects, revision)
+        return labels.stage(self, expert, version, fragment_id, batch, rejects, revision, mixed)
 
     def staged(self, expert: str, revision: str, version: int | None = None) -> list[StagedLabels]:
         """Labels that a killed run staged and that are still of use at a version: commit them instead of computing them again."""
