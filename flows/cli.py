@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 import mtv_core
-from flows.commands import blocks, config, data, failures, forget, pipeline, plan, runs, services, stages
+from flows.commands import blocks, config, data, failures, forget, labels, pipeline, plan, runs, services, stages
 from flows.commands.console import err, fail, show_problems
 from mtv_core.config import ConfigError
 from mtv_core.report import plain
@@ -27,12 +27,13 @@ app = typer.Typer(
 
 _PANELS = {
     "Pipeline": (pipeline.demo, pipeline.run),
-    "Stages": (stages.ingest, stages.label, stages.train, stages.evaluate, stages.export),
+    "Stages": (stages.ingest, stages.train, stages.evaluate, stages.export),
     "Services": (services.up, services.down, services.status, services.deploy),
 }
 for _panel, _commands in _PANELS.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)
+app.add_typer(labels.app, name="label", rich_help_panel="Stages")
 app.command("runs", rich_help_panel="Look")(runs.list_runs)
 app.command("plan", rich_help_panel="Look")(plan.plan)
 app.add_typer(config.app, name="config", rich_help_panel="Look")
