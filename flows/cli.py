@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 import mtv_core
-from flows.commands import blocks, config, data, failures, forget, labels, pipeline, plan, runs, services, stages
+from flows.commands import blocks, config, data, failures, forget, labels, lineage, pipeline, plan, runs, services, stages
 from flows.commands.console import err, fail, show_problems
 from mtv_core.config import ConfigError
 from mtv_core.report import plain
@@ -35,6 +35,7 @@ for _panel, _commands in _PANELS.items():
         app.command(rich_help_panel=_panel)(_command)
 app.add_typer(labels.app, name="label", rich_help_panel="Stages")
 app.command("runs", rich_help_panel="Look")(runs.list_runs)
+app.command("lineage", rich_help_panel="Look")(lineage.lineage)
 app.command("plan", rich_help_panel="Look")(plan.plan)
 app.add_typer(config.app, name="config", rich_help_panel="Look")
 app.command("failures", rich_help_panel="Data")(failures.failures)

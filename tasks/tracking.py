@@ -106,9 +106,7 @@ def traces(table: str, tags: Sequence[str], run_ids: Sequence[str]) -> list[Trac
     Raises:
         ConnectionError: nothing answers at the tracking URI, or there is no record at all.
     """
-    uri = tracking_uri()
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        raise ConnectionError(f"there is no record of any run at {uri}")
+    _see_a_record()
     client = _client()
     found = {tracked.run_id: tracked for run_id in run_ids if (tracked := _find(client, [run_id])) is not None}
     experiment = client.get_experiment_by_name(EXPERIMENT)
@@ -126,14 +124,74 @@ def traces(table: str, tags: Sequence[str], run_ids: Sequence[str]) -> list[Trac
     return [_trace(tracked) for tracked in found.values()]
 
 
-def _trace(tracked: Tracked) -> Trace:
-    client, run_id = tracked.client, tracked.run_id
+@dataclass(frozen=True)
+class Training:
+    """A run of ours in MLflow, with the labels that it was given."""
+
+    run_id: str
+    name: str
+    url: str
+    status: str
+    table: str
+    tag: str | None
+    version: int | None
+    revisions: dict[str, str]
+    models: list[str]
+
+
+def trainings() -> list[Training]:
+    """Every run that was given a table, the oldest first. Nothing is changed.
+
+    Raises:
+        ConnectionError: nothing answers at the tracking URI, or there is no record at all.
+    """
+    _see_a_record()
+    client, found, token = _client(), list[Training](), None
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    while experiment is not None:
+        order = ["attributes.start_time ASC"]
+        page = client.search_runs([experiment.experiment_id], "", max_results=1000, page_token=token, order_by=order)
+        found += [_training(client, run) for run in page if "mtv.table" in run.data.tags]
+        token = page.token
+        if not token:
+            break
+    return found
+
+
+def _training(client: MlflowClient, run: Any) -> Training:
+    tags, version = run.data.tags, run.data.tags.get("mtv.table_version")
+    prefix = "mtv.expert."
+    return Training(
+        run_id=run.info.run_id,
+        name=run.info.run_name or run.info.run_id,
+        url=run_url(run.info.experiment_id, run.info.run_id),
+        status=str(run.info.status).lower(),
+        table=tags["mtv.table"],
+        tag=tags.get("mtv.tag"),
+        version=int(version) if version is not None else None,
+        revisions={name.removeprefix(prefix): revision for name, revision in sorted(tags.items()) if name.startswith(prefix)},
+        models=_models(client, run.info.run_id),
+    )
+
+
+def _see_a_record() -> None:
+    uri = tracking_uri()
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        raise ConnectionError(f"there is no record of any run at {uri}")
+
+
+def _models(client: MlflowClient, run_id: str) -> list[str]:
     models = []
     for version in client.search_model_versions(f"run_id = '{run_id}'"):
         aliases = "".join(f" @{alias}" for alias in client.get_model_version(version.name, version.version).aliases)
         models.append(f"{version.name} {version.version}{aliases}")
+    return sorted(models)
+
+
+def _trace(tracked: Tracked) -> Trace:
+    client, run_id = tracked.client, tracked.run_id
     name = client.get_run(run_id).info.run_name or run_id
-    return Trace(run_id, name, tracked.url, sorted(_pictures(client, run_id, "")), sorted(models))
+    return Trace(run_id, name, tracked.url, sorted(_pictures(client, run_id, "")), _models(client, run_id))
 
 
 def _pictures(client: MlflowClient, run_id: str, folder: str) -> Iterator[str]:
