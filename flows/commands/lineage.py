@@ -44,7 +44,7 @@ def _say(run: TrainedRun) -> None:
     superseded = {one.expert for one in run.superseded}
     for expert, revision in run.revisions.items():
         if expert not in superseded:
-            out.print(f"  {expert:<10}{revision} is the accepted one")
+            out.print(f"  {expert:<10} {revision} is the accepted one")
     for name, value in (
         ("model", run.model),
         ("export", run.export),
@@ -52,4 +52,4 @@ def _say(run: TrainedRun) -> None:
         ("mlflow", run.mlflow_url),
     ):
         if value:
-            out.print(f"  {name:<10}{escape(value)}")
+            out.print(f"  {name:<10} {escape(value)}")

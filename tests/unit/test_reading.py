@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import typer
 from label_tables import QuickExpert, config, make_table, sample_rows
 from PIL import Image
 
+from flows.cli import app
 from mtv_core import experts, labelling, labelling_worker
 from mtv_core.data.depth import decode
+from mtv_core.data.schema import SAMPLES
 from mtv_core.executor import SerialExecutor
 from mtv_core.reading import decode_depth, open_labels
 from mtv_core.store.table import Table
@@ -152,3 +157,37 @@ def test_mistakes(table: tuple[Table, str], tmp_path: Path) -> None:
         open_labels(at.uri, "mtv-000000000000")
     with pytest.raises(ValueError, match="cannot be used"):
         open_labels(at.uri, where="nonsense > 3")
+
+
+# docs/labels.md
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "labels.md"
+
+
+def test_the_page_is_true(table: tuple[Table, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its examples run as they stand and are five lines each."""
+    at, tag = table
+    home = Path(at.uri).parent / "home"
+    (home / "tables").mkdir(parents=True)
+    view = Table.at(at.uri, tag)
+    labelled = Table.create_or_open(str(home / "tables" / "mine"))
+    labelled.append(pa.Table.from_batches(view.scan(list(SAMPLES.names))))
+    labelling.run(labelled.uri, config(), SerialExecutor())
+    monkeypatch.setenv("MTV_HOME", str(home))
+    examples = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert len(examples) == 3
+    for example in examples:
+        assert len([line for line in example.splitlines() if line]) <= 5
+        exec(compile(example, "docs/labels.md", "exec", dont_inherit=True), {})
+    assert "(4, 4) float32" in capsys.readouterr().out
+
+
+def test_the_page_names_every_option_and_argument() -> None:
+    text = PAGE.read_text()
+    arguments = [name for name in inspect.signature(open_labels).parameters if name != "table"]
+    assert [name for name in arguments if f"`{name}`" not in text] == []
+    command = typer.main.get_command(app).commands["label"].commands["import"]  # type: ignore[attr-defined]
+    shared = {"--preset", "--sources", "--table", "--set", "--expert", "--help"}
+    options = [option for one in command.params for option in one.opts if option.startswith("--")]
+    assert [option for option in options if option not in shared and option not in text] == []
