@@ -166,7 +166,8 @@ def complete(table: Table, expert: str, known: Accepted) -> int:
 def _complete(table: Table, expert: str, known: Accepted) -> int:
     keep = bool(known.source[IMPORTED]["keep_others"])
     state, schema, staged, number = table.label_state(), label_schema(expert), list[StagedLabels](), 0
-    for task in state.stale(expert, known.revision).fragments:
+    wanted = state.unlabelled if keep else state.stale
+    for task in wanted(expert, known.revision).fragments:
         rows = pa.Table.from_batches(table.scan_fragment(state.version, task.fragment_id, schema.names, _ROWS))
         revisions = rows[f"{expert}_rev"]
         new = pc.is_null(revisions) if keep else pc.fill_null(pc.not_equal(revisions, known.revision), True)

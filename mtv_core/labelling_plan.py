@@ -7,6 +7,7 @@ the expert took, multiplied (`store.rates`); before there was one, they are unkn
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from pydantic import BaseModel, Field
 
@@ -14,6 +15,7 @@ from mtv_core import experts
 from mtv_core.labelling_config import LabelConfig
 from mtv_core.store import rates
 from mtv_core.store.accepted import Rejected
+from mtv_core.store.label_state import LabelState
 from mtv_core.store.labels import StalePlan
 from mtv_core.store.rates import Rate
 from mtv_core.store.table import Table
@@ -36,6 +38,7 @@ class ExpertPlan(BaseModel, frozen=True, extra="forbid"):
 
     tracked: str = Field(description="revision the configuration resolves to now")
     accepted: str | None = Field(description="revision the table's labels are to have; None before the first labelling")
+    imported: str | None = Field(None, description="name of the file, where the accepted labels are somebody's own: no model is asked")
     target: str = Field(description="revision a run would label with")
     stored: dict[str, int] = Field(description="revision → rows that have its labels; '' for rows without any")
     rejected: list[Rejected] = Field(description="revisions that were tried and refused, the latest last")
@@ -79,17 +82,24 @@ def plan(table_uri: str, config: LabelConfig, storage_options: Mapping[str, str]
     plans = {}
     for name, tracked in revisions(config).items():
         known = accepted[name].revision if name in accepted else None
+        own = accepted[name].source.get("imported") if name in accepted else None
         target = known if known is not None and config.accept == "gate" else tracked
         plans[name] = ExpertPlan(
             tracked=tracked,
             accepted=known,
+            imported=own["file"] if own else None,
             target=target,
             stored=state.counts(name),
             rejected=rejected.get(name, []),
-            stale=estimate(table, state.stale(name, target), config.price_per_hour),
+            stale=estimate(table, _stale(state, name, target, own if target == known else None), config.price_per_hour),
             proposal=estimate(table, state.stale(name, tracked), config.price_per_hour) if tracked != target else None,
         )
     return plans
+
+
+def _stale(state: LabelState, name: str, target: str, own: Mapping[str, Any] | None) -> StalePlan:
+    """Rows to label; over labels that an import keeps, only those without any."""
+    return state.unlabelled(name, target) if own and own["keep_others"] else state.stale(name, target)
 
 
 def estimate(table: Table, stale: StalePlan, price_per_hour: float | None = None) -> Work:

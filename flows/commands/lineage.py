@@ -40,7 +40,7 @@ def _say(run: TrainedRun) -> None:
     for one in run.superseded:
         had = "its tag is gone" if one.rows is None else f"{one.rows} rows of its tag had it"
         left = f"{one.rows_left} rows have it still" if one.rows_left else "none has it any more"
-        out.print(f"  {one.expert:<10}[yellow]{one.used}[/] is superseded by [green]{one.accepted}[/]: {had}, {left}")
+        out.print(f"  {one.expert:<10} [yellow]{one.used}[/] is superseded by [green]{one.accepted}[/]: {had}, {left}")
     superseded = {one.expert for one in run.superseded}
     for expert, revision in run.revisions.items():
         if expert not in superseded:

@@ -46,6 +46,8 @@ def _expert(name: str, plan: ExpertPlan) -> None:
     rows.add_column(min_width=8)
     rows.add_column(overflow="fold")
     facts = [("tracked", _tracked(plan)), ("accepted", plan.accepted or "none yet: the first labelling accepts what is tracked")]
+    if plan.imported is not None:
+        facts.append(("imported", f"from {plan.imported}: rows that it does not have get no label"))
     facts.append(("stored", _stored(plan)))
     facts += [("rejected", f"{one.revision}  on {one.at[:10]}: {one.reason}") for one in plan.rejected]
     facts.append(("stale", said(plan.stale)))

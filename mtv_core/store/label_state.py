@@ -73,11 +73,19 @@ class LabelState:
 
     def stale(self, expert: str, revision: str) -> StalePlan:
         """Which fragments have rows whose label is missing or of another revision. Before an expert has columns that is all of them."""
+        return self._plan(expert, revision, keep_others=False)
+
+    def unlabelled(self, expert: str, revision: str) -> StalePlan:
+        """`stale` where rows of other revisions are to stay as they are: only those without any."""
+        return self._plan(expert, revision, keep_others=True)
+
+    def _plan(self, expert: str, revision: str, keep_others: bool) -> StalePlan:
         revision_name(revision)
         counts = self._counts(expert)
         tasks = []
         for known in self._known(expert):
-            num_stale = known.num_rows - counts[known.fragment_id][revision]
+            counted = counts[known.fragment_id]
+            num_stale = counted[""] if keep_others else known.num_rows - counted[revision]
             if num_stale:
                 tasks.append(FragmentTask(fragment_id=known.fragment_id, physical_rows=known.physical_rows, num_stale=num_stale))
         return StalePlan(expert=expert, revision=revision, version=self.version, fragments=tasks)

@@ -21,6 +21,7 @@ from mtv_core.data.depth import decode, encode
 from mtv_core.executor import SerialExecutor
 from mtv_core.label_import import run
 from mtv_core.label_import_files import ReadOptions, expert_of
+from mtv_core.labelling_plan import plan
 from mtv_core.store.table import Table
 
 SERIAL = SerialExecutor()
@@ -126,6 +127,13 @@ def test_or_keep_what_they_have(table: Table, tmp_path: Path) -> None:
     assert run(table.uri, file, keep_others=True).version == version
     labelled = labelling.run(table.uri, config(), SERIAL)
     assert (labelled.tag, rows_of(table)) == (result.tag, after)
+    table.append(sample_rows(5, first=24), 3)
+    planned = plan(table.uri, config())["detection"]
+    assert (planned.imported, planned.accepted, planned.stale.num_stale, planned.stale.num_fragments) == (file.name, result.revision, 5, 2)
+    labelling.run(table.uri, config(), SERIAL)
+    assert table.label_counts()["detection"] == {result.revision: 15, expert: 14}
+    assert plan(table.uri, config())["detection"].stale.num_stale == 0
+    assert [row for row in rows_of(table) if row["uid"] in {one["uid"] for one in after}] == after
 
 
 def test_labelling_leaves_an_import_alone(table: Table, tmp_path: Path) -> None:
