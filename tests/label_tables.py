@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from PIL import Image
 
-from mtv_core import experts
+from mtv_core import experts, labelling_worker
 from mtv_core.blocks.shards import truth
 from mtv_core.data.depth import encode
 from mtv_core.data.schema import LABELS, SAMPLES, sample_uid
@@ -68,6 +69,14 @@ class QuickExpert:
             return {"depth": encode(np.frombuffer(digest[:16], np.uint8).reshape(4, 4).astype(np.float32))}
         count = digest[0] % 3
         return {"boxes": [[0.0, 0.0, 0.5, b / 256] for b in digest[:count]], "phrases": ["it"] * count, "scores": [0.5] * count}
+
+
+def quick_experts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Body of a fixture: whatever expert is loaded in this process is a quick one."""
+    monkeypatch.setattr(experts, "load", QuickExpert)
+    labelling_worker._loaded.cache_clear()
+    yield
+    labelling_worker._loaded.cache_clear()
 
 
 def columns(table: Table) -> dict[str, list[object]]:

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import ingest_child
 import pytest
-from label_tables import QuickExpert, config
+from label_tables import QuickExpert, config, quick_experts
 from PIL import Image
 from tars import shards
 
-from mtv_core import experts, labelling, labelling_worker
+from mtv_core import labelling
 from mtv_core.data.schema import LABELS
 from mtv_core.executor import SerialExecutor
 from mtv_core.labelling_config import LabelConfig
@@ -37,12 +37,7 @@ CONFIGS = [  # what is tracked now: none of the experts, one, or both have chang
 ]
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(experts, "load", QuickExpert)
-    labelling_worker._loaded.cache_clear()
-    yield
-    labelling_worker._loaded.cache_clear()
+quick = pytest.fixture(autouse=True)(quick_experts)
 
 
 def truths() -> dict[tuple[str, str], QuickExpert]:

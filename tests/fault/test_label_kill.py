@@ -9,14 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from label_tables import QuickExpert, columns, config, make_table, rejects, sample_rows
+from label_tables import QuickExpert, columns, config, make_table, quick_experts, rejects, sample_rows
 
-from mtv_core import experts, labelling, labelling_worker
+from mtv_core import experts, labelling
 from mtv_core.data.schema import SAMPLES
 from mtv_core.executor import SerialExecutor
 from mtv_core.labelling_config import LabelConfig
@@ -32,12 +31,7 @@ SHORT = ["label.accepted", "label.staged:6", "label.before_commit:2", "label.rep
 GROUPS = config(commit_fragments=4, commit_seconds=1e9)
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(experts, "load", QuickExpert)
-    labelling_worker._loaded.cache_clear()
-    yield
-    labelling_worker._loaded.cache_clear()
+quick = pytest.fixture(autouse=True)(quick_experts)
 
 
 @pytest.fixture(scope="module")

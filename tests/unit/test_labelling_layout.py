@@ -10,10 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from label_tables import QuickExpert, columns, config, sample_rows
+from label_tables import QuickExpert, columns, config, quick_experts, sample_rows
 from PIL import Image
 
-from mtv_core import experts, labelling, labelling_worker
+from mtv_core import labelling
 from mtv_core.data.schema import LABELS
 from mtv_core.executor import Outcome, SerialExecutor
 from mtv_core.labelling_config import LabelConfig
@@ -34,12 +34,7 @@ def rows() -> pa.Table:
     return sample_rows(72)
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(experts, "load", QuickExpert)
-    labelling_worker._loaded.cache_clear()
-    yield
-    labelling_worker._loaded.cache_clear()
+quick = pytest.fixture(autouse=True)(quick_experts)
 
 
 @pytest.fixture
