@@ -63,7 +63,7 @@ class FragmentResult:
 
 
 @dataclass(frozen=True)
-class _Failure:
+class Failure:
     """Why a row has no label."""
 
     error: str
@@ -72,7 +72,7 @@ class _Failure:
 
 
 @functools.lru_cache(maxsize=2)
-def _loaded(name: str, config: ExpertConfig, revision: str) -> Expert:
+def loaded(name: str, config: ExpertConfig, revision: str) -> Expert:
     """The expert, loaded once in a process; one of each kind, since a process labels fragments of both in turn."""
     logging.disable_progress_bar()  # of every worker's weights, on the terminal of one person
     try:
@@ -92,6 +92,9 @@ def _loaded(name: str, config: ExpertConfig, revision: str) -> Expert:
     return expert
 
 
+_loaded = loaded
+
+
 def label_fragment(job: FragmentJob) -> FragmentResult:
     """Label the stale rows of a fragment and stage the result; labels that are not stale are carried over.
 
@@ -103,7 +106,7 @@ def label_fragment(job: FragmentJob) -> FragmentResult:
     threads = torch.get_num_threads()
     torch.set_num_threads(job.threads)
     try:
-        return _label_fragment(job, _loaded(job.expert, job.config, job.revision), began)
+        return _label_fragment(job, loaded(job.expert, job.config, job.revision), began)
     finally:
         torch.set_num_threads(threads)
 
@@ -113,10 +116,10 @@ def _label_fragment(job: FragmentJob, expert: Expert, began: float) -> FragmentR
     columns = ["uid", "shard", "key", "image", "caption", *label_schema(job.expert).names]
     parts: list[pa.RecordBatch] = []
     rejects: list[Reject] = []
-    transient: list[_Failure] = []
+    transient: list[Failure] = []
     attempted = bugs = 0
     for rows in table.scan_fragment(job.version, job.fragment_id, columns, _SCAN_ROWS):
-        part, num_stale, failures = _label_rows(rows, expert, job)
+        part, num_stale, failures = _label_stale(rows, expert, job)
         parts.append(part)
         attempted += num_stale
         for position, failure in failures.items():
@@ -149,36 +152,56 @@ def _label_fragment(job: FragmentJob, expert: Expert, began: float) -> FragmentR
     return FragmentResult(staged, report, problems)
 
 
-def _label_rows(rows: pa.RecordBatch, expert: Expert, job: FragmentJob) -> tuple[pa.RecordBatch, int, dict[int, _Failure]]:
+def _label_stale(rows: pa.RecordBatch, expert: Expert, job: FragmentJob) -> tuple[pa.RecordBatch, int, dict[int, Failure]]:
     """The label columns of some rows in their order, how many were stale, and which of those failed."""
     revisions, ids = rows.column(f"{job.expert}_rev").to_pylist(), rows.column("_rowid")
     stale = [i for i, revision in enumerate(revisions) if revision != job.revision and ids[i].is_valid]  # a deleted row has no id
+    labels, failed = label_rows(rows.take(pa.array(stale, pa.int64())), expert, job.batch_size)
+    failures = {stale[i]: failure for i, failure in failed.items()}
     # The labels to take from, and which of them each row gets: none, unless it is kept or labelled.
-    pieces: list[pa.RecordBatch] = [rows.select(LABELS[job.expert].names)]
+    pieces = [rows.select(LABELS[job.expert].names), labels]
     taken: list[int | None] = [i if revision == job.revision else None for i, revision in enumerate(revisions)]
-    num_labels = rows.num_rows
-    failures: dict[int, _Failure] = {}
-    for first in range(0, len(stale), job.batch_size):
+    for i, position in enumerate(stale):
+        if i not in failed:
+            taken[position] = rows.num_rows + i
+    batch = pa.Table.from_batches(pieces, LABELS[job.expert]).combine_chunks().take(pa.array(taken, pa.int64()))
+    refused = {i for i, failure in failures.items() if failure.reject_class is not RejectClass.TRANSIENT}
+    written = [job.revision if label is not None or i in refused else None for i, label in enumerate(taken)]
+    batch = batch.append_column(f"{job.expert}_rev", pa.array(written, pa.string())).combine_chunks()
+    return batch.to_batches()[0], len(stale), failures
+
+
+def label_rows(rows: pa.RecordBatch, expert: Expert, batch_size: int) -> tuple[pa.RecordBatch, dict[int, Failure]]:
+    """Labels of all rows given, whatever labels they have: `LABELS[expert.name]` in their order, null where the expert failed, and why.
+
+    Args:
+        rows: with `image` (bytes of a picture), `caption` and the expert's `extra_columns`.
+        expert: from `loaded`.
+        batch_size: pictures it sees at once.
+    """
+    schema = LABELS[expert.name]
+    pieces: list[pa.RecordBatch] = []
+    taken: list[int | None] = [None] * rows.num_rows
+    num_labels = 0
+    failures: dict[int, Failure] = {}
+    for first in range(0, rows.num_rows, batch_size):
         images: dict[int, Image.Image] = {}
-        for i in stale[first : first + job.batch_size]:
+        for i in range(first, min(first + batch_size, rows.num_rows)):
             try:
                 images[i] = _decode(rows.column("image")[i].as_buffer())
             except Exception as error:
-                failures[i] = _Failure("UnreadableImage", f"the stored image cannot be read: {error}", RejectClass.DATA)
+                failures[i] = Failure("UnreadableImage", f"the stored image cannot be read: {error}", RejectClass.DATA)
         captions = [rows.column("caption")[i].as_py() for i in images]
         for positions, outcome in _by_halves(expert, list(images), list(images.values()), captions):
-            if isinstance(outcome, _Failure):
+            if isinstance(outcome, Failure):
                 failures[positions[0]] = outcome
                 continue
             pieces.append(outcome)
             for i in positions:
                 taken[i] = num_labels
                 num_labels += 1
-    labels = pa.Table.from_batches(pieces, LABELS[job.expert]).combine_chunks().take(pa.array(taken, pa.int64()))
-    refused = {i for i, failure in failures.items() if failure.reject_class is not RejectClass.TRANSIENT}
-    written = [job.revision if label is not None or i in refused else None for i, label in enumerate(taken)]
-    batch = labels.append_column(f"{job.expert}_rev", pa.array(written, pa.string())).combine_chunks()
-    return batch.to_batches()[0], len(stale), failures
+    labels = pa.Table.from_batches(pieces, schema).combine_chunks().take(pa.array(taken, pa.int64())).combine_chunks()
+    return (labels.to_batches() or [pa.RecordBatch.from_pylist([], schema)])[0], failures
 
 
 def _decode(data: pa.Buffer) -> Image.Image:
@@ -189,7 +212,7 @@ def _decode(data: pa.Buffer) -> Image.Image:
 
 def _by_halves(
     expert: Expert, positions: Sequence[int], images: Sequence[Image.Image], captions: Sequence[str]
-) -> Iterator[tuple[Sequence[int], pa.RecordBatch | _Failure]]:
+) -> Iterator[tuple[Sequence[int], pa.RecordBatch | Failure]]:
     """Labels of a batch; where it fails, of its halves, down to the picture that is to blame."""
     if not positions:
         return
@@ -199,7 +222,7 @@ def _by_halves(
     except Exception as error:
         if len(positions) == 1:
             kind = RejectClass.TRANSIENT if isinstance(error, _TRANSIENT) else RejectClass.BUG
-            yield positions, _Failure(type(error).__name__, f"{type(error).__name__}: {str(error)[:500]}", kind)
+            yield positions, Failure(type(error).__name__, f"{type(error).__name__}: {str(error)[:500]}", kind)
             return
         middle = len(positions) // 2
         yield from _by_halves(expert, positions[:middle], images[:middle], captions[:middle])
@@ -208,7 +231,7 @@ def _by_halves(
     yield positions, batch
 
 
-def _reject(rows: pa.RecordBatch, position: int, failure: _Failure, job: FragmentJob) -> Reject:
+def _reject(rows: pa.RecordBatch, position: int, failure: Failure, job: FragmentJob) -> Reject:
     uid, shard, key = (rows.column(name)[position].as_py() for name in ("uid", "shard", "key"))
     return Reject(
         uid=uid,
