@@ -58,17 +58,30 @@ def assign(table: Table, name: str, config: ExpertConfig, mode: str, known: Acce
     return Assignment(accepted_config(table, name, known, config), known.revision, tracked)
 
 
-def accept(table: Table, name: str, config: ExpertConfig, known: Accepted | None = None) -> Assignment:
+def accept(table: Table, name: str, config: ExpertConfig, known: Accepted | None = None, expected: str | None = None) -> Assignment:
     """Make what the configuration resolves to the accepted revision; a copy of local weights is kept first. Labels nothing.
 
     A kill before the record leaves a copy that the next call finds.
 
+    Args:
+        table: where.
+        name: of the expert.
+        config: names the model.
+        known: what the table accepted so far.
+        expected: the revision that is meant, where somebody decided on it before.
+
     Raises:
-        FileNotFoundError, ValueError: the expert is not there, has no weights, or its licence has to be accepted.
+        FileNotFoundError, ValueError: the expert is not there, has no weights, its licence has to be accepted, or it is not the expected
+            one any more.
         OSError: no place for the copy.
     """
     weights = source.resolve(config)
     revision = source.label_revision(name, weights, config.label_parameters())
+    if expected is not None and revision != expected:
+        raise ValueError(
+            f"the {name} expert {config.model} is of revision {revision} by now, and {expected} was decided on; run `mtv refresh` again, "
+            "which tries the new one"
+        )
     kept = source.keep(weights, kept_experts(table))
     if known is None or known.revision != revision:
         facts = {

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from mtv_core.budget import FailureBudget
+from mtv_core.canary_config import GateConfig
 from mtv_core.experts.config import DepthExpertConfig, DetectionExpertConfig, ExpertConfig
 
 
@@ -17,9 +18,10 @@ class LabelConfig(BaseModel, frozen=True, extra="forbid"):
     detection: DetectionExpertConfig | None = Field(DetectionExpertConfig(), description="the detection expert; null: no boxes")
     accept: Literal["gate", "immediate"] = Field(
         "gate",
-        description="what a configured expert that differs from the accepted one does: 'gate' reports it and changes nothing, "
-        "'immediate' makes it the accepted one and labels every row again",
+        description="what a configured expert that differs from the accepted one does: 'gate' leaves it to `mtv refresh`, which tries it "
+        "on some rows first; 'immediate' makes it the accepted one and labels every row again",
     )
+    gate: GateConfig = Field(GateConfig(), description="how `mtv refresh` tries a new revision, and what it has to stand")
     batch_size: int = Field(
         16, ge=1, le=4096, description="pictures an expert sees at once; 16 suits a CPU's caches, a GPU wants 32 and more"
     )
