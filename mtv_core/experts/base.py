@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -22,12 +23,23 @@ class Expert(Protocol):
     revision: str  # what the stored labels are compared with
     license: str  # of the weights
     schema: pa.Schema  # the columns it writes, without the revision
+    extra_columns: tuple[str, ...]  # of the table, that hold the user's own phrases; () for most
+    counts: Counter[str]  # of the last successful call, for the stage's report: `detection_filter_<name>` → boxes dropped
 
-    def __call__(self, images: Sequence[Image.Image], captions: Sequence[str]) -> pa.RecordBatch:
+    def __call__(
+        self, images: Sequence[Image.Image], captions: Sequence[str], phrases: Sequence[Sequence[str] | None] | None = None
+    ) -> pa.RecordBatch:
         """Label RGB pictures and their captions: one row each, in order.
+
+        phrases: the user's own for each picture (what `phrases_in` gives of the rows' extra columns), None where he names none;
+        without any (None) the expert takes what it is configured to.
 
         Raises whatever the model raises; the caller finds out which picture it was.
         """
+        ...
+
+    def phrases_in(self, rows: pa.RecordBatch) -> list[list[str]] | None:
+        """The user's own phrases in rows that have the extra columns; None if the expert takes none."""
         ...
 
 

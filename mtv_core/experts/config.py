@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
-from mtv_core.experts import phrases
+from mtv_core.experts import phrase_column, phrases
+
+# Fields of detection that came after the first labels were written.
+_LATER = ("phrases_column",)
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -54,7 +57,12 @@ class DetectionExpertConfig(ExpertConfig, frozen=True, extra="forbid"):
     vocabulary: tuple[str, ...] | None = Field(
         None, description="phrases looked for in every picture; None: the noun phrases of its own caption"
     )
-    max_phrases: int = Field(20, ge=1, le=1000, description="phrases of a caption that are looked for, the first of them")
+    phrases_column: str | None = Field(
+        None,
+        description="column of the table that names what is looked for in each picture, or 'meta.KEY' for a key of the samples' own JSON: "
+        "a list of phrases, or text with one a line or separated by commas; null: nothing is looked for",
+    )
+    max_phrases: int = Field(20, ge=1, le=1000, description="phrases of a caption or a column that are looked for, the first of them")
     prompt: str = Field("a photo of a {}", description="what a phrase is wrapped in for the text tower; '{}' is the bare phrase")
     threshold: float = Field(0.1, ge=0, lt=1, description="boxes with a lower score are dropped")
     nms: float = Field(0.3, gt=0, le=1, description="of two boxes of one phrase with a larger IoU only the better is kept; 1: both are")
@@ -77,9 +85,28 @@ class DetectionExpertConfig(ExpertConfig, frozen=True, extra="forbid"):
             raise ValueError("prompt must hold '{}' once, where the phrase goes: 'a photo of a {}'")
         return prompt
 
+    @field_validator("phrases_column")
+    @classmethod
+    def _column(cls, column: str | None) -> str | None:
+        if column is not None and (not column or column.startswith(".") or column.endswith(".")):
+            raise ValueError("phrases_column must be the name of a column of the table, or 'meta.KEY' for a key of the samples' own JSON")
+        return column
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DetectionExpertConfig:
+        if self.vocabulary is not None and self.phrases_column is not None:
+            raise ValueError("phrases come from a vocabulary or from a column, not from both: leave out vocabulary or phrases_column")
+        return self
+
     def label_parameters(self) -> dict[str, Any]:
-        """Every setting that changes labels; the version of the parser too, where phrases come from captions."""
-        parameters = super().label_parameters()
-        if self.vocabulary is None:
-            return {**parameters, "phrases": f"captions-v{phrases.VERSION}"}
-        return {key: value for key, value in parameters.items() if key != "max_phrases"}
+        """Every setting that changes labels; the version of the parser too, where phrases come from captions.
+
+        A setting that came later stays out while it has its default, so that labels from before it are still known.
+        """
+        later = {name for name in _LATER if getattr(self, name) == type(self).model_fields[name].default}
+        parameters = {key: value for key, value in super().label_parameters().items() if key not in later}
+        if self.vocabulary is not None:
+            return {key: value for key, value in parameters.items() if key != "max_phrases"}
+        if self.phrases_column is not None:
+            return {**parameters, "phrases": f"column-v{phrase_column.VERSION}"}
+        return {**parameters, "phrases": f"captions-v{phrases.VERSION}"}

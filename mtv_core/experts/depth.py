@@ -5,7 +5,7 @@ Shapes: B pictures of a batch, H × W as the model sees them.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ class DepthExpert:
 
     name = "depth"
     schema = pa.schema([pa.field("depth", pa.binary())])
+    extra_columns: tuple[str, ...] = ()
 
     def __init__(self, config: DepthExpertConfig) -> None:
         from transformers import AutoImageProcessor, AutoModelForDepthEstimation
@@ -46,12 +47,18 @@ class DepthExpert:
             )
         self.model = base.load_model(AutoModelForDepthEstimation, weights, self.dtype, self.device)
         self.inverted = _predicts(config, self.model.config) == "depth"
+        self.counts: Counter[str] = Counter()
 
-    def __call__(self, images: Sequence[Image.Image], captions: Sequence[str]) -> pa.RecordBatch:
-        """Label pictures; captions are not looked at."""
+    def __call__(
+        self, images: Sequence[Image.Image], captions: Sequence[str], phrases: Sequence[Sequence[str] | None] | None = None
+    ) -> pa.RecordBatch:
+        """Label pictures; captions and phrases are not looked at."""
         from mtv_core.data.depth import encode  # needs blosc2, which a machine that only predicts may lack
 
         return pa.RecordBatch.from_arrays([pa.array([encode(depth) for depth in self.predict(images)], pa.binary())], schema=self.schema)
+
+    def phrases_in(self, rows: pa.RecordBatch) -> None:
+        """None: depth is not asked for by name."""
 
     def predict(self, images: Sequence[Image.Image]) -> list[NDArray[np.float32]]:
         """Inverse depth of each picture, [H, W] in the picture's own geometry, the longer side at most `depth_size`.

@@ -5,6 +5,7 @@ Shapes: B pictures of a batch, T tokens of a picture (one box each), Q phrases, 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,9 @@ from torch import Tensor
 from torchvision.ops import batched_nms, box_convert
 
 from mtv_core.data.schema import LABELS
-from mtv_core.experts import base, phrases, source
+from mtv_core.experts import base, phrase_column, source
 from mtv_core.experts.config import DetectionExpertConfig
+from mtv_core.experts.phrases import extract
 
 CACHED_PHRASES = 100_000  # text embeddings kept; 200 MB for the base model's 512 floats
 TEXT_BATCH = 256  # phrases through the text tower at once
@@ -58,10 +60,22 @@ class DetectionExpert:
             )
         self.model = base.load_model(Owlv2ForObjectDetection, weights, self.dtype, self.device)
         self._embeddings: dict[str, Tensor] = {}
+        self.counts: Counter[str] = Counter()
+        column = config.phrases_column
+        self.extra_columns: tuple[str, ...] = () if column is None else (phrase_column.column_of(column)[0],)
 
-    def __call__(self, images: Sequence[Image.Image], captions: Sequence[str]) -> pa.RecordBatch:
-        """Label pictures by what their captions name, or by the vocabulary."""
-        found = self.predict(images, [self.phrases_of(caption) for caption in captions])
+    def __call__(
+        self, images: Sequence[Image.Image], captions: Sequence[str], phrases: Sequence[Sequence[str] | None] | None = None
+    ) -> pa.RecordBatch:
+        """Label pictures by the phrases given, else by the vocabulary or what their captions name.
+
+        Raises:
+            ValueError: a column of phrases is configured, and none are given.
+        """
+        if phrases is None and self.extra_columns:
+            raise ValueError(f"phrases come from the column {self.config.phrases_column!r}, but it was not read")
+        wanted = [self.phrases_of(caption) for caption in captions] if phrases is None else [self._limited(row) for row in phrases]
+        found = self.predict(images, wanted)
         columns = (
             pa.array([list(one.boxes) for one in found], self.schema.field("boxes").type),
             pa.array([one.phrases for one in found], self.schema.field("phrases").type),
@@ -69,11 +83,18 @@ class DetectionExpert:
         )
         return pa.RecordBatch.from_arrays(list(columns), schema=self.schema)
 
+    def phrases_in(self, rows: pa.RecordBatch) -> list[list[str]] | None:
+        """What the user's column asks for in each row, cleaned, each phrase once. Raises as `phrase_column.read`."""
+        return None if self.config.phrases_column is None else phrase_column.read(rows, self.config.phrases_column)
+
+    def _limited(self, row: Sequence[str] | None) -> list[str]:
+        return list(row or ())[: self.config.max_phrases]
+
     def phrases_of(self, caption: str) -> list[str]:
         """What is looked for in a picture with this caption."""
         if self.config.vocabulary is not None:
             return list(self.config.vocabulary)
-        return phrases.extract(caption, self.config.max_phrases)
+        return extract(caption, self.config.max_phrases)
 
     def predict(self, images: Sequence[Image.Image], phrases_of: Sequence[Sequence[str]]) -> list[Detections]:
         """Find each picture's own phrases in it. Pictures without a phrase cost nothing."""

@@ -13,7 +13,7 @@ import pytest
 
 from mtv_core import experts
 from mtv_core.experts import source
-from mtv_core.experts.config import DepthExpertConfig, DetectionExpertConfig, ExpertConfig
+from mtv_core.experts.config import _LATER, DepthExpertConfig, DetectionExpertConfig, ExpertConfig
 from mtv_core.experts.source import WEIGHTS
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -63,7 +63,7 @@ def test_revisions_are_frozen(name: str, config: ExpertConfig, revision: str) ->
     "change",
     [
         {"dtype": "bfloat16"}, {"vocabulary": ["dog"]}, {"vocabulary": ["cat"]}, {"max_phrases": 3}, {"prompt": "{}"},
-        {"threshold": 0.2}, {"nms": 0.5}, {"max_boxes": 3},
+        {"threshold": 0.2}, {"nms": 0.5}, {"max_boxes": 3}, {"phrases_column": "tags"},
     ],
 )  # fmt: skip
 def test_what_changes_labels_changes_the_revision(change: dict[str, object]) -> None:
@@ -73,8 +73,14 @@ def test_what_changes_labels_changes_the_revision(change: dict[str, object]) -> 
 def test_every_field_is_in_the_revision_or_known_not_to_matter() -> None:
     for config in (depth(), detection(), detection(vocabulary=["dog"])):
         left_out = set(type(config).model_fields) - set(config.label_parameters())
-        allowed = {"model", "revision", "accept_license", "device"}
+        # What came later is left out while it has its default: labels from before it are still known.
+        later = set(_LATER) & set(type(config).model_fields)
+        allowed = {"model", "revision", "accept_license", "device"} | later
         assert left_out == allowed | ({"max_phrases"} if getattr(config, "vocabulary", None) else set())
+    changed = detection(phrases_column="tags")
+    assert set(changed.label_parameters()) >= set(_LATER) - {
+        name for name in _LATER if getattr(changed, name) == DetectionExpertConfig.model_fields[name].default
+    }
 
 
 def test_place_device_and_readme_do_not_matter_weights_do(folder: Path) -> None:
