@@ -19,6 +19,9 @@ from mtv_core.store.denylist import Denylist
 from mtv_core.store.staging import ShardWriter, StagedShard
 from mtv_core.store.table import Table
 
+_OBJECT, _CAPTION = 1500, 200  # bytes that a sample or a refusal, and a caption, take beside their texts
+_PARSED = 4  # times its text is what a parsed JSON takes, if it is none that was made to take more
+
 
 class SourceError(OSError):
     """A shard cannot be read now; nothing is known of its data."""
@@ -127,7 +130,7 @@ class _Stager:
 
     def _read(self) -> Iterator[RawSample | Reject]:
         """What the shard holds, read and hashed ahead of its use."""
-        ahead = Ahead(read(self.shard, self.job.config.max_bytes, self.job.storage_options), _hashed)
+        ahead = Ahead(read(self.shard, self.job.config.max_bytes, self.job.storage_options), weight)
         with ahead as samples:
             while True:
                 try:
@@ -159,9 +162,10 @@ class _Stager:
         return Reject(shard=self.shard.id, key="", location=self.shard.uri, stage=STAGE, error=error, message=message)
 
 
-def _hashed(found: RawSample | Reject) -> int:
-    """Bytes of a sample, whose image is hashed where it was read."""
+def weight(found: RawSample | Reject) -> int:
+    """Bytes of memory that a sample takes, roughly; its image is hashed where it was read."""
     if isinstance(found, Reject):
-        return 0
+        return _OBJECT + len(found.message)
     _ = found.digest
-    return found.num_bytes
+    document = _PARSED * len(found.meta or b"") if found.document else 0
+    return _OBJECT + _CAPTION * len(found.captions) + found.num_bytes + len(found.meta or b"") + document

@@ -35,7 +35,7 @@ class Ahead(Generic[T]):
     Args:
         items: read in a thread, from the first to the last.
         weigh: bytes of an item. Called in the thread, so it may compute what the caller will ask the item for.
-        limit: bytes that may wait to be taken; a larger item waits alone.
+        limit: bytes that may wait to be taken. While more wait, by one piece at most, none is read: of items larger than that, one waits.
     """
 
     def __init__(self, items: Iterator[T], weigh: Callable[[T], int], limit: int = _LIMIT) -> None:
@@ -60,17 +60,18 @@ class Ahead(Generic[T]):
     def _run(self) -> None:
         piece: _Piece[T] = _Piece()
         try:
-            while True:
+            while self._room():
                 clock = time.perf_counter()
                 for item in self._items:
                     piece.items.append(item)
                     piece.num_bytes += self._weigh(item)
-                    if piece.num_bytes >= min(_PIECE, self._limit) or len(piece.items) >= _ITEMS:
+                    if self._left or piece.num_bytes >= min(_PIECE, self._limit) or len(piece.items) >= _ITEMS:
                         break
                 else:
                     piece.last = True
                 self.seconds += time.perf_counter() - clock
-                if not self._hand_over(piece) or piece.last:
+                self._hand_over(piece)
+                if piece.last:
                     return
                 piece = _Piece()
         except BaseException as error:  # raised again in the caller's thread
@@ -81,14 +82,17 @@ class Ahead(Generic[T]):
             if close is not None:
                 close()
 
-    def _hand_over(self, piece: _Piece[T]) -> bool:
+    def _room(self) -> bool:
         """Wait until there is room; False if the caller has left."""
         with self._changed:
-            self._changed.wait_for(lambda: self._left or not self._held or self._held + piece.num_bytes <= self._limit)
+            self._changed.wait_for(lambda: self._left or self._held < self._limit)
+            return not self._left
+
+    def _hand_over(self, piece: _Piece[T]) -> None:
+        with self._changed:
             self._held += piece.num_bytes
             self._waiting.append(piece)
             self._changed.notify_all()
-            return not self._left
 
     def _taken(self) -> Iterator[T]:
         while True:

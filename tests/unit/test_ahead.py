@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 import pytest
@@ -12,6 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtv_core.data.ahead import Ahead
+from mtv_core.data.sources import RawSample
+from mtv_core.data.sources.base import RawCaption
+from mtv_core.ingest_shard import weight
+from mtv_core.report import Reject
 
 
 @given(st.lists(st.integers(0, 50), max_size=300), st.integers(1, 100))
@@ -35,23 +41,49 @@ def test_an_error_comes_after_the_items_before_it(after: int) -> None:
     assert seen == list(range(after))
 
 
-def test_what_waits_is_bounded() -> None:
-    taken = threading.Semaphore(0)
+@pytest.mark.parametrize(("size", "num_read"), [(10, 6), (15, 4), (29, 4), (30, 2), (500, 2)])  # half of them are in use, half wait
+def test_what_waits_is_bounded(size: int, num_read: int) -> None:
     read = []
 
     def items() -> Iterator[int]:
         for i in range(50):
             read.append(i)
             yield i
-            taken.release()
 
-    with Ahead(items(), lambda _: 10, limit=30) as ahead:
+    with Ahead(items(), lambda _: size, limit=30) as ahead:
         first = next(ahead)
-        for _ in range(6):  # 30 bytes wait, 30 are ready to be handed over
-            assert taken.acquire(timeout=10)
+        deadline = time.monotonic() + 10
+        while len(read) < num_read and time.monotonic() < deadline:
+            time.sleep(0.01)
         time.sleep(0.1)
-        assert len(read) <= 10
+        assert len(read) == num_read
         assert [first, *ahead] == list(range(50))
+
+
+@pytest.mark.parametrize("kind", ["meta", "document", "captions", "many captions", "refusals"])
+def test_all_of_a_sample_counts_as_memory(kind: str) -> None:
+    """Within a factor of two of what Python itself says, for whatever a sample may be large by."""
+    words = [f"a word {number}" for number in range(20_000)]
+    document = {word: word for word in words}
+    meta = json.dumps(document).encode()
+    made: dict[str, Callable[[], list[RawSample | Reject]]] = {
+        "meta": lambda: [RawSample("k", b"i", meta=bytes([*meta]))],
+        "document": lambda: [RawSample("k", b"i", meta=bytes([*meta]), document=json.loads(meta))],
+        "captions": lambda: [RawSample("k", b"i", [RawCaption(bytes(1 << 20))])],
+        "many captions": lambda: [RawSample("k", b"i", [RawCaption(word.encode()) for word in words])],
+        "refusals": lambda: [
+            Reject(shard="s", key=word, location=f"s#{word}", stage="ingest", error="NoImage", message=f"the sample {word!r} has no image")
+            for word in words
+        ],
+    }
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        found = made[kind]()
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert taken / 2 < sum(map(weight, found)) < 2 * taken
 
 
 def test_an_item_larger_than_the_limit() -> None:
