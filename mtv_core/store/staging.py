@@ -29,6 +29,7 @@ import pyarrow.compute as pc
 from lance.fragment import FragmentMetadata
 from pydantic import BaseModel, Field, ValidationError
 
+from mtv_core.data.mapped import MappedFile
 from mtv_core.data.schema import REJECTS, SAMPLES, caption_hash
 from mtv_core.data.stats import IngestStats
 from mtv_core.faults import fault_point
@@ -156,7 +157,8 @@ class ShardWriter:
     def add(self, row: dict[str, Any], location: str) -> None:
         """Add one row of the schema `ROWS`, found at a location."""
         self._waiting.append(row)
-        self._waiting_bytes += len(row["image"]) + len(row["meta"] or "") + len(row["caption_raw"])
+        texts = len(row["caption_raw"]) + sum(len(caption["text"]) for caption in row["captions"])
+        self._waiting_bytes += len(row["image"]) + len(row["meta"] or "") + texts
         index = {name: row[name] for name in ("uid", "sha256", "key", "phash")}
         self._index.append({**index, "caption_hash": caption_hash(row["caption"]), "location": location})
         self.num_rows += 1
@@ -234,18 +236,31 @@ def read_images(table: Table, revision: str, shard: str, positions: Collection[i
     return dict(zip(sorted(positions), images, strict=True))
 
 
-def _arrow(table: Table, name: str) -> Any:
-    """A staged file, open for reading; on this machine by Arrow itself, since a Python file costs one more copy of every picture."""
-    return pa.memory_map(table.files.path(name), "rb") if table.files.local else table.files.open(name)
+@contextlib.contextmanager
+def _batches(table: Table, name: str) -> Iterator[Iterator[pa.RecordBatch]]:
+    """What is in a staged file. On this machine it is mapped: to read it costs one more copy of every picture."""
+    if not table.files.local:
+        with table.files.open(name) as file, pa.ipc.open_stream(file) as reader:
+            yield iter(reader)
+        return
+    mapped = MappedFile(table.files.path(name))
+    with mapped.reader() as file, pa.ipc.open_stream(file) as reader:
+        yield _let_go(reader, mapped)
+
+
+def _let_go(reader: Iterable[pa.RecordBatch], mapped: MappedFile) -> Iterator[pa.RecordBatch]:
+    for batch in reader:
+        yield batch
+        mapped.let_go(batch.nbytes)
 
 
 def _rows(table: Table, pieces: Iterable[Piece], ingest_id: str) -> Iterator[pa.RecordBatch]:
     """The chosen rows of staged shards, complete, one batch in memory at a time."""
     for piece in pieces:
         wanted = np.asarray(piece.positions, np.int64)
-        with _arrow(table, f"{FOLDER}/{piece.staged}/rows.arrow") as file, pa.ipc.open_stream(file) as reader:
+        with _batches(table, f"{FOLDER}/{piece.staged}/rows.arrow") as batches:
             start = 0
-            for batch in reader:
+            for batch in batches:
                 inside = wanted[(wanted >= start) & (wanted < start + batch.num_rows)] - start
                 start += batch.num_rows
                 if len(inside):

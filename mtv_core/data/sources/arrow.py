@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import mmap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from mtv_core.data.mapped import MappedFile
 from mtv_core.data.sources.access import Opened, Options, check_regular, opened
 from mtv_core.data.sources.base import ShardRef
 from mtv_core.data.sources.format import Format, Samples, damaged, one_line
@@ -23,7 +23,6 @@ from mtv_core.data.sources.tables import MissingColumnsError, Rows, layout
 from mtv_core.settings import is_local
 
 _ROWS = 64
-_KEPT_MAPPED = 64 << 20  # bytes of a mapped file that count as the process's memory
 _END = b"\xff\xff\xff\xff\0\0\0\0"
 _FILE = b"ARROW1"
 
@@ -102,16 +101,15 @@ class Arrow(Format):
 class _Source:
     """The record batches of a file, mapped or of a store."""
 
-    def __init__(self, shard: ShardRef, mapped: mmap.mmap | None, file: Opened | None) -> None:
+    def __init__(self, shard: ShardRef, mapped: MappedFile | None, file: Opened | None) -> None:
         self.shard, self.mapped, self.file = shard, mapped, file
         self.schema: pa.Schema = pa.schema([])
         self.random = False  # of the kind that ends with an index, or a stream
-        self.touched = 0
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The batches in their order; sets `schema` at once."""
         if self.mapped is not None:
-            source, start = pa.BufferReader(pa.py_buffer(self.mapped)), self.mapped[: len(_FILE)]
+            source, start = self.mapped.reader(), self.mapped.bytes[: len(_FILE)]
         else:
             assert self.file is not None
             source, start = self.file, self.file.peek(len(_FILE))
@@ -121,18 +119,16 @@ class _Source:
         return (reader.get_batch(number) for number in range(reader.num_record_batches)) if self.random else iter(reader)
 
     def let_go(self, size: int) -> None:
-        """Take pages that were read out of the process's memory; the file keeps them."""
-        self.touched += size
-        if self.mapped is not None and self.touched > _KEPT_MAPPED:
-            self.mapped.madvise(mmap.MADV_DONTNEED)
-            self.touched = 0
+        """So many bytes were read and are not needed."""
+        if self.mapped is not None:
+            self.mapped.let_go(size)
 
     def ended(self) -> bool:
         """Whether a stream has its end mark: Arrow takes a cut between two batches for an end like any other."""
         if self.random:
             return True
         if self.mapped is not None:
-            return self.mapped[-len(_END) :] == _END
+            return self.mapped.bytes[-len(_END) :] == _END
         assert self.file is not None
         self.file.seek(-len(_END), 2)
         return self.file.read(len(_END)) == _END
@@ -155,8 +151,7 @@ def _source(shard: ShardRef, storage_options: Options) -> Iterator[_Source]:
         if not file.seek(0, 2):  # nothing to map
             yield _Source(shard, None, Opened(file, shard.uri))
             return
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        yield _Source(shard, mapped, None)  # closed with the last batch that lies in it
+        yield _Source(shard, MappedFile(file.name), None)
 
 
 def _listed(folder: Folder, state: str) -> list[str]:
