@@ -24,7 +24,8 @@ class DetectionGate(BaseModel, frozen=True, extra="forbid"):
     max_none: float = Field(0.3, ge=0, le=1, description="share of pictures without a box, more than with the old labels")
     max_filling: float = Field(0.2, ge=0, le=1, description="share of boxes that fill the picture, more than of the old ones")
     max_ratio: float = Field(4.0, ge=1, description="boxes a picture, new to old or old to new, whichever is more than 1")
-    max_score_shift: float = Field(0.4, ge=0, le=1, description="difference of the mean scores: training takes boxes by their score")
+    max_broken: float = Field(0.0, ge=0, le=1, description="share of boxes that are none: outside of the picture, empty, not finite")
+    max_score_shift: float = Field(0.6, ge=0, le=1, description="difference of the mean scores: training takes boxes by their score")
 
 
 class GateConfig(BaseModel, frozen=True, extra="forbid"):
