@@ -18,7 +18,7 @@ from mtv_core.ingest_gallery import Thumbnail
 if TYPE_CHECKING:
     from mtv_core.ingest_report import IngestReport, Refused
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --paper:#fff; --ink:#1f2937; --faint:#6b7280; --rule:#e5e7eb; --card:#f9fafb; --blue:#2f6fbb;
   --orange:#d55e00; }
 @media (prefers-color-scheme: dark) { :root { --paper:#14171c; --ink:#e5e7eb; --faint:#9ca3af; --rule:#2b313a; --card:#1b2027;
@@ -104,7 +104,7 @@ def html(report: IngestReport, pictures: Sequence[Thumbnail], sheets: Mapping[st
     body = "".join(f"<section><h2>{escape(title)}</h2>{content}</section>" for title, content in sections if content)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>Ingest into {escape(report.table)}</title><style>{_STYLE}</style></head><body>"
+        f"<title>Ingest into {escape(report.table)}</title><style>{STYLE}</style></head><body>"
         f'<header><h1>Ingest into {escape(report.table)}</h1><p class="faint">{escape(_subtitle(report))}</p>'
         f'{f"""<div class="notes">{notes}</div>""" if notes else ""}<div class="tiles">{tiles}</div></header>{body}{wide}'
         f'<section><h2>Configuration</h2><p class="faint">revision <code>{escape(report.revision)}</code></p>'

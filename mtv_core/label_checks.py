@@ -7,7 +7,7 @@ rightly in a large box; a check is bad news when its share is large, or grew wit
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,21 +54,21 @@ class _Tally:
 
 
 class Checker:
-    """Looks at rows one after the other; `result` says what was found. What is kept does not grow with the rows, but for their phrases.
+    """Looks at rows one after the other; `result` says what was found. What is kept does not grow with the rows, but for their phrases."""
 
-    Args:
-        asked: caption → the phrases that the detector was asked for; None: it does not depend on the caption, or there is no detector.
-    """
-
-    def __init__(self, asked: Callable[[str], Sequence[str]] | None = None) -> None:
-        self.asked = asked
+    def __init__(self) -> None:
         self.flat, self.constant, self.filling, self.same = _Tally(), _Tally(), _Tally(), _Tally()
         self.times_asked: Counter[str] = Counter()
         self.times_found: Counter[str] = Counter()
         self.asked_in: dict[str, list[str]] = defaultdict(list)  # phrase → some uids
 
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Look at a row with uid, caption and labels; what is null is left out."""
+    def add(self, row: Mapping[str, Any], asked: Sequence[str] | None = None) -> None:
+        """Look at a row with uid and labels; what is null is left out.
+
+        Args:
+            row: of the table.
+            asked: phrases that the detector was asked for; None: nobody knows.
+        """
         uid, depth, boxes = row["uid"], row.get("depth"), row.get("boxes")
         values = decode(depth) if depth is not None else None
         if values is not None:
@@ -84,13 +84,12 @@ class Checker:
         if values is not None and not is_constant(values):
             large = array[(areas >= LARGE) & (areas < FILLING)]
             self.flat.add(uid, sum(is_flat(values, box) for box in large), len(large))
-        if self.asked is not None:
-            found = set(phrases)
-            for phrase in dict.fromkeys(self.asked(row["caption"])):
-                self.times_asked[phrase] += 1
-                self.times_found[phrase] += phrase in found
-                if phrase not in found and len(self.asked_in[phrase]) < _EXAMPLES:
-                    self.asked_in[phrase].append(uid)
+        found = set(phrases)
+        for phrase in dict.fromkeys(asked or ()):
+            self.times_asked[phrase] += 1
+            self.times_found[phrase] += phrase in found
+            if phrase not in found and len(self.asked_in[phrase]) < _EXAMPLES:
+                self.asked_in[phrase].append(uid)
 
     def result(self) -> list[Check]:
         """The checks for which there was anything to look at."""

@@ -40,13 +40,19 @@ class Overview:
 
     rows: int = 0
     missing: int = 0  # rows without a detection label: not labelled yet, or refused by the expert
+    without: int = 0  # of these, rows that have the revision that was asked about: refused for good
     scores: NDArray[np.int64] = field(default_factory=lambda: np.zeros(SCORE_BINS, np.int64))  # boxes by score
     boxes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(MOST_BOXES + 1, np.int64))  # rows by their number of boxes
     num_boxes: int = 0
     score_sum: float = 0.0
     slices: dict[str, list[int]] = field(default_factory=dict)  # slice → positions of its rows, the first one first
     sample: list[int] = field(default_factory=list)  # positions of the rows of smallest uid, in order of uid
-    last_uid: str = ""  # the largest of them
+    uids: list[str] = field(default_factory=list)  # of them
+
+    @property
+    def last_uid(self) -> str:
+        """The largest uid of the sample: its rows are those up to it."""
+        return self.uids[-1] if self.uids else ""
 
     @property
     def with_boxes(self) -> int:
@@ -59,22 +65,27 @@ class Overview:
         return self.score_sum / self.num_boxes if self.num_boxes else None
 
 
-def scan(view: View, shown: int = SHOWN, sample: int = SAMPLE) -> Overview:
+def scan(view: View, shown: int = SHOWN, sample: int = SAMPLE, revision: str | None = None) -> Overview:
     """Count the boxes of a version, and choose the rows of its slices.
 
     Args:
         view: the version.
         shown: rows a slice.
         sample: rows of the sample.
+        revision: of the detector; rows that have it and no label are counted.
     """
     found = Overview()
     detected = "scores" in view.schema.names
+    columns = ["uid", *(["scores"] if detected else []), *(["detection_rev"] if detected and revision is not None else [])]
     kept: dict[str, pa.Table] = {}
-    for batch in view.scan(["uid", "scores"] if detected else ["uid"], batch_size=_BATCH):
+    for batch in view.scan(columns, batch_size=_BATCH):
         facts = _facts(batch, found.rows)
         groups = {"sample": facts}
         if detected:
             _count(batch["scores"], found)
+            if revision is not None:
+                empty = batch["detection_rev"].filter(pc.is_null(batch["scores"]))
+                found.without += pc.sum(pc.equal(empty, revision)).as_py() or 0
             groups |= {
                 "lowest-score": facts.filter(pc.greater(facts["boxes"], 0)),
                 "most-boxes": facts.filter(pc.greater(facts["boxes"], 0)),
@@ -86,7 +97,7 @@ def scan(view: View, shown: int = SHOWN, sample: int = SAMPLE) -> Overview:
     if "sample" in kept:
         chosen = kept.pop("sample").slice(0, sample)
         found.sample = chosen["position"].to_pylist()
-        found.last_uid = chosen["uid"][-1].as_py() if chosen.num_rows else ""
+        found.uids = chosen["uid"].to_pylist()
         found.slices["random"] = found.sample[:shown]
     found.slices |= {name: rows["position"].to_pylist()[:shown] for name, rows in kept.items() if rows.num_rows}
     return found

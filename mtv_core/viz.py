@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,43 @@ def colour_depth(depth: NDArray[np.floating]) -> Image.Image:
     return Image.fromarray(np.rint(rgb).astype(np.uint8))
 
 
+def colours(phrases: Iterable[str]) -> dict[str, tuple[int, int, int]]:
+    """Phrase → colour, in the order in which they come; six colours, then again."""
+    return {phrase: _COLOURS[i % len(_COLOURS)] for i, phrase in enumerate(dict.fromkeys(phrases))}
+
+
+def free_place(
+    wanted: tuple[float, float],
+    size: tuple[float, float],
+    taken: Sequence[tuple[float, float, float, float]],
+    room: tuple[float, float],
+) -> tuple[float, float]:
+    """Where a label of some width and height goes: as near to the place it wants as nothing lies there yet.
+
+    Args:
+        wanted: its left upper corner.
+        size: width and height.
+        taken: left, top, right, bottom of what lies there.
+        room: width and height of the picture, which it does not leave.
+
+    Returns:
+        its left upper corner; the wanted one, inside the picture, if everything is full.
+    """
+    width, height = size
+
+    def inside(x: float, y: float) -> tuple[float, float]:
+        return max(0.0, min(x, room[0] - width)), max(0.0, min(y, room[1] - height))
+
+    tried = [inside(wanted[0] + right * width, wanted[1] + down * height) for right, down in _STEPS]
+    free = [(x, y) for x, y in tried if not any(x < r and left < x + width and y < b and top < y + height for left, top, r, b in taken)]
+    return min(free or tried[:1], key=lambda place: (place[0] - wanted[0]) ** 2 + (place[1] - wanted[1]) ** 2)
+
+
+_STEPS = sorted(
+    ((right / 2, down) for right in range(-4, 5) for down in range(-6, 7)), key=lambda step: (abs(step[0]) + abs(step[1]), step)
+)
+
+
 def overlay(
     image: Image.Image,
     depth: NDArray[np.floating] | None = None,
@@ -53,18 +91,24 @@ def overlay(
         scores: of the boxes, 0–1.
     """
     scale = max(1, -(-TILE // max(image.size)))  # small pictures are enlarged, so that words fit
-    picture = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    picture = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(size=max(10, min(picture.size) // 20))
-    colours = {phrase: _COLOURS[i % len(_COLOURS)] for i, phrase in enumerate(dict.fromkeys(phrases or ()))}
-    for i, (left, top, right, bottom) in enumerate(np.asarray(boxes if boxes is not None else [], np.float32).reshape(-1, 4)):
+    font = ImageFont.load_default(size=max(11, min(picture.size) // 22))
+    of_phrase = colours(phrases or ())
+    array = np.asarray(boxes if boxes is not None else [], np.float32).reshape(-1, 4)
+    tags: list[tuple[str, tuple[float, float], tuple[int, int, int]]] = []
+    for i, (left, top, right, bottom) in enumerate(array):
         phrase = phrases[i] if phrases else ""
-        colour = colours.get(phrase, _COLOURS[0])
+        colour = of_phrase.get(phrase, _COLOURS[0])
         corner = (left * picture.width, top * picture.height)
-        draw.rectangle((*corner, right * picture.width - 1, bottom * picture.height - 1), outline=colour, width=max(2, scale))
+        opposite = (max(right * picture.width - 1, corner[0]), max(bottom * picture.height - 1, corner[1]))
+        draw.rectangle((*corner, *opposite), outline=colour, width=max(2, min(scale, 3)))
         words = f"{phrase} {scores[i]:.2f}" if scores is not None else phrase
         if words.strip():
-            _tag(draw, words, corner, colour, font, picture.size)
+            tags.append((words, corner, colour))
+    taken: list[tuple[float, float, float, float]] = []  # words are written last, over all boxes, and none over another
+    for words, corner, colour in tags:
+        taken.append(_tag(draw, words, corner, colour, font, picture.size, taken))
     if depth is None:
         return picture
     both = Image.new("RGB", (2 * picture.width, picture.height), _BACKGROUND)
@@ -73,14 +117,26 @@ def overlay(
     return both
 
 
-def _tag(draw: ImageDraw.ImageDraw, words: str, corner: tuple[float, float], colour: Any, font: Any, size: tuple[int, int]) -> None:
-    """Words on a patch of the box's colour, above the box or inside it, never beyond the picture."""
+def _tag(
+    draw: ImageDraw.ImageDraw,
+    words: str,
+    corner: tuple[float, float],
+    colour: tuple[int, int, int],
+    font: Any,
+    size: tuple[int, int],
+    taken: Sequence[tuple[float, float, float, float]],
+) -> tuple[float, float, float, float]:
+    """Words on a patch of the box's colour, above the box or where there is room, never beyond the picture. Returns the patch."""
+    while len(words) > 8 and font.getlength(words) > size[0] - 4:
+        words = words[: len(words) // 2 - 2] + "…" + words[len(words) // 2 + 1 :]  # the score stays
     left, _, right, bottom = draw.textbbox((0, 0), words, font=font)
     width, height = right - left + 4, bottom + 2
-    x = max(0.0, min(corner[0], size[0] - width))
     y = corner[1] - height if corner[1] >= height else corner[1]
+    x, y = free_place((corner[0], y), (width, height), taken, size)
     draw.rectangle((x, y, x + width, y + height), fill=colour)
-    draw.text((x + 2, y), words, fill=(255, 255, 255), font=font)
+    ink = (0, 0, 0) if np.dot(colour, (0.299, 0.587, 0.114)) > 130 else (255, 255, 255)
+    draw.text((x + 2, y), words, fill=ink, font=font)
+    return (x, y, x + width, y + height)
 
 
 def gallery(rows: pa.Table, columns: int = 4) -> Image.Image:
@@ -91,35 +147,76 @@ def gallery(rows: pa.Table, columns: int = 4) -> Image.Image:
     Raises:
         ValueError: there are no rows.
     """
-    tiles = [_tile(row) for row in rows.to_pylist()]
+    return sheet([tile(row) for row in rows.to_pylist()], columns)
+
+
+def sheet(tiles: Sequence[Image.Image], columns: int = 4) -> Image.Image:
+    """Tiles as a grid.
+
+    Raises:
+        ValueError: there are none.
+    """
     if not tiles:
         raise ValueError("there are no rows to show")
     columns = min(columns, len(tiles))
     width = max(tile.width for tile in tiles) + 8
     lines = [tiles[first : first + columns] for first in range(0, len(tiles), columns)]
     heights = [max(tile.height for tile in line) + 8 for line in lines]
-    sheet = Image.new("RGB", (columns * width, sum(heights)), _BACKGROUND)
+    paper = Image.new("RGB", (columns * width, sum(heights)), _BACKGROUND)
     for row, line in enumerate(lines):
-        for column, tile in enumerate(line):
-            sheet.paste(tile, (column * width + 4, sum(heights[:row]) + 4))
-    return sheet
+        for column, one in enumerate(line):
+            paper.paste(one, (column * width + 4, sum(heights[:row]) + 4))
+    return paper
 
 
-def _tile(row: dict[str, Any]) -> Image.Image:
-    image = Image.open(io.BytesIO(row["image"])).convert("RGB")
-    depth = decode(row["depth"]) if row.get("depth") is not None else None
-    if row.get("boxes") is None:
-        picture = overlay(image, depth)
-    else:
-        picture = overlay(image, depth, row["boxes"], row.get("phrases"), row.get("scores"))
-    picture = picture.resize((max(1, round(picture.width * TILE / picture.height)), TILE))
-    font = ImageFont.load_default(size=12)
-    words = _wrap(row.get("caption") or "", font, picture.width)
-    tile = Image.new("RGB", (picture.width, TILE + 16 * len(words) + 4), _BACKGROUND)
-    tile.paste(picture, (0, 0))
+def tile(row: Mapping[str, Any], before: Mapping[str, Any] | None = None, note: str = "") -> Image.Image:
+    """One row: its image with its labels, and its caption below.
+
+    Args:
+        row: image, caption, and labels, which may be null or missing.
+        before: labels that it had before, shown above.
+        note: a line above the caption.
+    """
+    image = _opened(row["image"])
+    pictures = [_labelled(image, labels) for labels in ([before] if before is not None else []) + [row]]
+    width, font = max(picture.width for picture in pictures), ImageFont.load_default(size=12)
+    words = ([note] if note else []) + _wrap(row.get("caption") or "", font, width)
+    paper = Image.new("RGB", (width, (TILE + 2) * len(pictures) + 16 * len(words) + 4), _BACKGROUND)
+    for i, picture in enumerate(pictures):
+        paper.paste(picture, (0, i * (TILE + 2)))
+    if before is not None:
+        for i, said in enumerate(("before", "now")):
+            _patch(ImageDraw.Draw(paper), said, (0, (i + 1) * (TILE + 2) - 20), font)
     for i, line in enumerate(words):
-        ImageDraw.Draw(tile).text((0, TILE + 2 + 16 * i), line, fill=_INK, font=font)
-    return tile
+        ImageDraw.Draw(paper).text((0, paper.height - 16 * (len(words) - i) - 2), line, fill=_INK, font=font)
+    return paper
+
+
+def _patch(draw: ImageDraw.ImageDraw, words: str, corner: tuple[int, int], font: Any) -> None:
+    draw.rectangle((*corner, corner[0] + font.getlength(words) + 8, corner[1] + 18), fill=_INK)
+    draw.text((corner[0] + 4, corner[1] + 1), words, fill=(255, 255, 255), font=font)
+
+
+def _opened(data: bytes) -> Image.Image:
+    """A stored picture; a grey one if it cannot be read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd EXIF, large pictures: ingest decided what is stored
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                image.draft("RGB", (2 * TILE, 2 * TILE))  # a large JPEG is decoded at an eighth, a quarter or a half
+                return image.convert("RGB")
+        except (OSError, ValueError, SyntaxError):
+            return Image.new("RGB", (TILE, TILE), _UNKNOWN)
+
+
+def _labelled(image: Image.Image, labels: Mapping[str, Any]) -> Image.Image:
+    depth = decode(labels["depth"]) if labels.get("depth") is not None else None
+    # Drawn at the size it is shown in, so that lines and words are as thick on every picture.
+    scale = min(TILE / image.height, 3 * TILE / image.width)
+    scaled = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.LANCZOS)
+    if labels.get("boxes") is None:
+        return overlay(scaled, depth)
+    return overlay(scaled, depth, labels["boxes"], labels.get("phrases"), labels.get("scores"))
 
 
 def _wrap(text: str, font: Any, width: int, lines: int = 3) -> list[str]:

@@ -83,18 +83,17 @@ def test_only_other_phrases_at_one_place_disagree() -> None:
 
 
 def test_what_is_asked_often_and_never_found_is_named() -> None:
-    checker = Checker(lambda caption: caption.split())
+    checker = Checker()
     flat = encode(np.pad(np.zeros((20, 20), np.float32), 10, constant_values=1.0))
     for i in range(ASKED):
         row = {
             "uid": f"{i:032x}",
-            "caption": "cat sky",
             "depth": flat,
             "boxes": [[0.3, 0.3, 0.7, 0.7]],
             "phrases": ["cat"],
             "scores": [1.0],
         }
-        checker.add(row)
+        checker.add(row, ["cat", "sky"])
     checks = {check.name: check for check in checker.result()}
     assert checks["never-found"].details == [f"sky: found 0 of {ASKED} times"]
     assert (checks["never-found"].flagged, checks["never-found"].looked_at) == (1, 2)
