@@ -25,6 +25,7 @@ class RunStatus(StrEnum):
     """Where a run stands. A run whose process died without a word stays `running` until `mtv runs` sees that nobody runs it."""
 
     RUNNING = "running"
+    SUSPENDED = "suspended"  # waits for a person, without a process
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"

@@ -197,6 +197,35 @@ def connect(compute: ComputeConfig) -> Iterator[DaskExecutor]:
             yield DaskExecutor(client, retries=compute.retries)
 
 
+class _OnDemand:
+    """An executor that connects when it is given the first piece of work."""
+
+    def __init__(self, compute: ComputeConfig, stack: contextlib.ExitStack) -> None:
+        self.compute, self.stack = compute, stack
+        self.executor: DaskExecutor | None = None
+
+    def map(
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        *,
+        resources: Mapping[str, float] | None = None,
+    ) -> Iterator[Outcome[Item, Result]]:
+        """As `DaskExecutor.map`; raises as `connect` too."""
+        if not items:
+            return
+        if self.executor is None:
+            self.executor = self.stack.enter_context(connect(self.compute))
+        yield from self.executor.map(function, items, resources=resources)
+
+
+@contextlib.contextmanager
+def on_demand(compute: ComputeConfig) -> Iterator[_OnDemand]:
+    """`connect` for a stage that may have nothing to do: without work no cluster is started, which takes seconds."""
+    with contextlib.ExitStack() as stack:
+        yield _OnDemand(compute, stack)
+
+
 @contextlib.contextmanager
 def _own_environment() -> Iterator[None]:
     """Take back what Dask puts into this process's environment for its workers, or every later child inherits it too (torchrun, say)."""

@@ -9,7 +9,8 @@ from mtv_core.executor import Progress
 from mtv_core.report import StageRef
 from mtv_core.store import tombstones
 from mtv_core.store.table import Table
-from tasks.cluster import connect
+from tasks import experts
+from tasks.cluster import on_demand
 from tasks.run import Run, stage_key
 
 VERSION = 1
@@ -21,17 +22,18 @@ def check(config: PipelineConfig) -> None:
 
     Raises:
         FileNotFoundError, ValueError: an expert is not there, has no weights, or a licence that has to be accepted.
+        ConnectionError: a model registry that is needed does not answer.
     """
     from mtv_core import labelling
 
-    labelling.revisions(config.label)
+    labelling.revisions(experts.resolved(config.label))
 
 
 def key(run: Run, ingested: StageRef) -> str:
     """Depends on the rows, on what the experts would say now, and on what is accepted: a new expert, missing labels."""
     from mtv_core import labelling
 
-    config = run.config.label
+    config = run.label_config
     return stage_key(
         "label", VERSION, table=run.table, version=ingested.version, revisions=labelling.revisions(config),
         accept=config.accept, allow_mixed=config.allow_mixed,
@@ -39,11 +41,11 @@ def key(run: Run, ingested: StageRef) -> str:
 
 
 def label(run: Run, key: str, progress: Progress) -> StageRef:
-    """Label what is stale and tag the table."""
+    """Label what is stale and tag the table. Where nothing is, no cluster is started."""
     from mtv_core import labelling
 
-    with connect(run.config.compute) as executor:
-        result = labelling.run(run.table, run.config.label, executor, progress, run.config.table.storage_options)
+    with on_demand(run.config.compute) as executor:
+        result = labelling.run(run.table, run.label_config, executor, progress, run.config.table.storage_options)
     return _ref(run, result.version, result.tag, result.revisions).model_copy(update={"report": result.report})
 
 

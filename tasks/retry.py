@@ -84,7 +84,7 @@ def label(run: Run, expert: str, reasons: Collection[str] | None, progress: Prog
     with connect(run.config.compute) as executor:
         result = labelling_retry.retry(
             run.table,
-            run.config.label,
+            run.label_config,
             executor,
             stage=expert,
             reasons=reasons,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import subprocess
 import time
@@ -14,6 +15,7 @@ from typing import Any
 from mtv_core import runs
 from mtv_core.config import PipelineConfig, Resolved, digest, table_uri
 from mtv_core.executor import Progress
+from mtv_core.labelling_config import LabelConfig
 from mtv_core.report import StageRef, plain
 from mtv_core.runs import RunRecord, RunStatus, StageRecord
 from tasks import credentials
@@ -44,6 +46,17 @@ class Run:
     def table(self) -> str:
         """Absolute URI of the table."""
         return table_uri(self.config)
+
+    @functools.cached_property
+    def label_config(self) -> LabelConfig:
+        """The label configuration, registered models (`models:/…`) as the folders they are now: one answer for the whole run.
+
+        Raises:
+            FileNotFoundError, ValueError, ConnectionError: as `tasks.experts.resolved`.
+        """
+        from tasks import experts
+
+        return experts.resolved(self.config.label)
 
     def stage(self, name: str, key: str, work: Callable[[], StageRef]) -> StageRef:
         """Do one stage and keep book of it.
@@ -81,10 +94,10 @@ class Run:
 
 @contextlib.contextmanager
 def open_run(resolved: Resolved, flow: str) -> Iterator[Run]:
-    """Make the run folder, yield the run, and record how it ended: completed, failed, or cancelled.
+    """Make the run folder, yield the run, and record how it ended: completed, failed, cancelled, or suspended until a person answers.
 
-    A retry of the same Prefect flow run goes on in the same folder. A run whose process is killed stays `running` in `run.json`; `mtv runs`
-    sees that its process is gone and says `crashed`.
+    A retry of the same Prefect flow run goes on in the same folder, and so does one that was suspended. A run whose process is killed stays
+    `running` in `run.json`; `mtv runs` sees that its process is gone and says `crashed`.
     """
     flow_run_id, url = _prefect_ids()
     record = (runs.of_flow_run(flow_run_id) if flow_run_id else None) or RunRecord(run_id=runs.new_run_id(), flow=flow)
@@ -99,6 +112,9 @@ def open_run(resolved: Resolved, flow: str) -> Iterator[Run]:
         credentials.load()
         yield run
     except BaseException as error:
+        if type(error).__name__ == "Pause":  # Prefect's signal: the message was set by whoever suspends
+            fresh.status = RunStatus.SUSPENDED
+            raise
         stopped = isinstance(error, KeyboardInterrupt) or type(error).__name__ in ("TerminationSignal", "CancelledRun", "SystemExit")
         fresh.status = RunStatus.CANCELLED if stopped else RunStatus.FAILED
         fresh.message = "stopped from outside" if stopped else plain(error)
@@ -106,7 +122,7 @@ def open_run(resolved: Resolved, flow: str) -> Iterator[Run]:
     else:
         fresh.status = RunStatus.COMPLETED
     finally:
-        fresh.ended = datetime.now(UTC)
+        fresh.ended = None if fresh.status is RunStatus.SUSPENDED else datetime.now(UTC)
         fresh.save()
 
 

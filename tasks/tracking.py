@@ -158,6 +158,65 @@ def trainings() -> list[Training]:
     return found
 
 
+@dataclass(frozen=True)
+class ModelVersion:
+    """A version of a registered model: its files are never changed under the same number."""
+
+    name: str
+    version: str
+    created: int  # ms since 1970, tells it from a version of the same number in a registry that was made anew
+    files: str  # URI of its artifacts
+
+
+def model_version(uri: str) -> ModelVersion:
+    """What `models:/name@alias` or `models:/name/3` names now.
+
+    Raises:
+        ValueError: it is not of that form.
+        FileNotFoundError: the registry has no such model, alias or version.
+        ConnectionError: nothing answers at the tracking URI, or there is no registry at all.
+    """
+    found = re.fullmatch(r"models:/(?P<name>[^@/]+)(@(?P<alias>[^@/]+)|/(?P<version>\d+))", uri)
+    if found is None:
+        raise ValueError(f"{uri!r} names no registered model: write models:/NAME@ALIAS, or models:/NAME/VERSION")
+    _see_a_record()
+    client, name = _client(), found["name"]
+    from mlflow.exceptions import MlflowException
+
+    try:
+        version = (
+            client.get_model_version_by_alias(name, found["alias"]) if found["alias"] else client.get_model_version(name, found["version"])
+        )
+        files = client.get_model_version_download_uri(name, version.version)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise ConnectionError(f"the model registry at {tracking_uri()} does not say what {uri} is: {_first_line(error)}") from None
+        raise FileNotFoundError(f"there is no {uri} in the model registry at {tracking_uri()}: {_first_line(error)}") from None
+    return ModelVersion(name, str(version.version), int(version.creation_timestamp), files)
+
+
+def download(version: ModelVersion, folder: Path) -> Path:
+    """Fetch the files of a version below a folder; returns where they lie.
+
+    Raises:
+        FileNotFoundError: they are not where the registry says.
+        ConnectionError: the store does not answer.
+    """
+    _client()
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(download_artifacts(artifact_uri=version.files, dst_path=str(folder), tracking_uri=tracking_uri()))
+    except (MlflowException, OSError) as error:
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ConnectionError
+        raise kind(f"the files of {version.name} {version.version} cannot be fetched from {version.files}: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+
+
 def _training(client: MlflowClient, run: Any) -> Training:
     tags, version = run.data.tags, run.data.tags.get("mtv.table_version")
     prefix = "mtv.expert."

@@ -14,7 +14,7 @@ from flows.commands.console import err, out
 from mtv_core import runs
 from mtv_core.runs import RunRecord, RunStatus
 
-_STYLE = {"completed": "green", "running": "cyan", "failed": "red", "crashed": "red", "cancelled": "yellow"}
+_STYLE = {"completed": "green", "running": "cyan", "suspended": "magenta", "failed": "red", "crashed": "red", "cancelled": "yellow"}
 HEADLINE = ("zero_shot/top1", "retrieval/i2t_r1", "depth_probe/rmse", "segmentation_probe/miou")
 
 

@@ -146,3 +146,24 @@ def test_the_environment_is_given_back_and_workers_keep_freed_memory() -> None:
         (outcome,) = executor.map(environment_of, ["MALLOC_TRIM_THRESHOLD_"])
     assert int(outcome.result or 0) >= 1 << 30
     assert dict(os.environ) == before
+
+
+def test_a_stage_without_work_starts_no_cluster() -> None:
+    with cluster.on_demand(ComputeConfig(scheduler="tcp://127.0.0.1:9")) as lazy:
+        assert list(lazy.map(piece, [])) == []
+        with pytest.raises(ConnectionError, match="no Dask scheduler"):
+            list(lazy.map(piece, [("do", "x")]))
+
+
+def test_a_cluster_on_demand_is_started_once_and_ends_with_the_block() -> None:
+    me = psutil.Process()
+    with cluster.on_demand(ComputeConfig(workers=1, memory_limit="1GiB")) as lazy:
+        before = {child.pid for child in me.children(recursive=True)}
+        for name in "ab":
+            assert [outcome.result for outcome in lazy.map(piece, [("do", name)])] == [f"do {name}"]
+        assert lazy.executor is not None
+        started = [child for child in me.children(recursive=True) if child.pid not in before]
+        assert len(lazy.executor.client.scheduler_info()["workers"]) == 1
+    assert not any(
+        child.is_running() and child.status() != psutil.STATUS_ZOMBIE and "spawn_main" in " ".join(child.cmdline()) for child in started
+    )

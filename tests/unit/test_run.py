@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -53,6 +54,22 @@ def test_how_a_run_ended_is_recorded(error: BaseException | None, status: RunSta
     assert (record.status, record.message) == (status, said)
     assert record.ended is not None
     assert (record.folder / "config.yaml").is_file()
+
+
+class Suspended(BaseException):
+    """Stands for Prefect's signal, which is told by its name."""
+
+
+Suspended.__name__ = "Pause"
+
+
+def test_a_run_that_waits_for_a_person_has_not_ended_and_is_no_crash() -> None:
+    with contextlib.suppress(Suspended), open_run(resolve_config("demo"), "test") as run:
+        run.record.message = "waits for an answer"
+        raise Suspended
+    record = runs.load(run.run_id)
+    record.pid = DEAD
+    assert (runs.effective_status(record), record.message, record.ended) == (RunStatus.SUSPENDED, "waits for an answer", None)
 
 
 def test_stages_are_told_apart_by_who_did_the_work() -> None:
