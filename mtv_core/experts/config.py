@@ -7,9 +7,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from mtv_core.experts import phrase_column, phrases
+from mtv_core.experts.filters import Filter, FilterConfig
 
 # Fields of detection that came after the first labels were written.
-_LATER = ("phrases_column",)
+_LATER = ("phrases_column", "text_threshold", "min_area", "filters")
+_PROMPT = "a photo of a {}"
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -49,10 +51,11 @@ class DepthExpertConfig(ExpertConfig, frozen=True, extra="forbid"):
 
 
 class DetectionExpertConfig(ExpertConfig, frozen=True, extra="forbid"):
-    """Which OWLv2, what it is asked for, and which of its boxes are kept. Constants of CLOC (references §2) where nothing else is said."""
+    """Which detector, what it is asked for, and which of its boxes are kept. Constants of CLOC (references §2) unless said otherwise."""
 
     model: str = Field(
-        "google/owlv2-base-patch16-ensemble", description="hub id, folder, or 'blocks:detection-r1', 'blocks:detection-r2'; an OWLv2"
+        "google/owlv2-base-patch16-ensemble",
+        description="hub id, folder, or 'blocks:detection-r1', 'blocks:detection-r2'; an OWLv2 or a Grounding DINO",
     )
     vocabulary: tuple[str, ...] | None = Field(
         None, description="phrases looked for in every picture; None: the noun phrases of its own caption"
@@ -60,12 +63,25 @@ class DetectionExpertConfig(ExpertConfig, frozen=True, extra="forbid"):
     phrases_column: str | None = Field(
         None,
         description="column of the table that names what is looked for in each picture, or 'meta.KEY' for a key of the samples' own JSON: "
-        "a list of phrases, or text with one a line or separated by commas; null: nothing is looked for",
+        "a list of phrases, or text with one a line or separated by commas; an empty value: nothing is looked for in that picture",
     )
     max_phrases: int = Field(20, ge=1, le=1000, description="phrases of a caption or a column that are looked for, the first of them")
-    prompt: str = Field("a photo of a {}", description="what a phrase is wrapped in for the text tower; '{}' is the bare phrase")
+    prompt: str | tuple[str, ...] | None = Field(
+        None,
+        description="OWLv2: what a phrase is wrapped in for the text tower, '{}' is the bare phrase; of several their embeddings' mean is "
+        f"taken; null: '{_PROMPT}'. Grounding DINO takes none",
+    )
     threshold: float = Field(0.1, ge=0, lt=1, description="boxes with a lower score are dropped")
+    text_threshold: float = Field(
+        0.25, ge=0, lt=1, description="Grounding DINO: boxes are dropped too if no word of their phrase has a larger probability"
+    )
+    min_area: float = Field(0.0, ge=0, lt=1, description="boxes that cover a smaller share of the picture are dropped")
     nms: float = Field(0.3, gt=0, le=1, description="of two boxes of one phrase with a larger IoU only the better is kept; 1: both are")
+    filters: tuple[FilterConfig, ...] = Field(
+        (),
+        description="rules against label noise, by name or with options, in order: duplicates, frame_filling, repeats, slivers, weak; "
+        "the report counts what each drops",
+    )
     max_boxes: int = Field(20, ge=1, le=1000, description="boxes kept a picture, the best")
 
     @field_validator("vocabulary")
@@ -80,10 +96,19 @@ class DetectionExpertConfig(ExpertConfig, frozen=True, extra="forbid"):
 
     @field_validator("prompt")
     @classmethod
-    def _prompt(cls, prompt: str) -> str:
-        if prompt.count("{}") != 1:
-            raise ValueError("prompt must hold '{}' once, where the phrase goes: 'a photo of a {}'")
-        return prompt
+    def _prompt(cls, prompt: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        prompts = () if prompt is None else (prompt,) if isinstance(prompt, str) else prompt
+        if prompt == () or any(one.count("{}") != 1 for one in prompts):
+            raise ValueError(f"prompt must hold '{{}}' once, where the phrase goes: '{_PROMPT}'; so must each of several")
+        return prompts[0] if len(prompts) == 1 else prompt  # one in a list is that one
+
+    @field_validator("filters")
+    @classmethod
+    def _filters(cls, filters: tuple[Filter, ...]) -> tuple[Filter, ...]:
+        names = [rule.name for rule in filters]
+        if len(set(names)) < len(names):
+            raise ValueError(f"filters has {max(names, key=names.count)!r} twice; give each once")
+        return filters
 
     @field_validator("phrases_column")
     @classmethod
@@ -98,6 +123,12 @@ class DetectionExpertConfig(ExpertConfig, frozen=True, extra="forbid"):
             raise ValueError("phrases come from a vocabulary or from a column, not from both: leave out vocabulary or phrases_column")
         return self
 
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """What a phrase is wrapped in for a text tower, one at least."""
+        prompt = _PROMPT if self.prompt is None else self.prompt
+        return (prompt,) if isinstance(prompt, str) else prompt
+
     def label_parameters(self) -> dict[str, Any]:
         """Every setting that changes labels; the version of the parser too, where phrases come from captions.
 
@@ -105,6 +136,8 @@ class DetectionExpertConfig(ExpertConfig, frozen=True, extra="forbid"):
         """
         later = {name for name in _LATER if getattr(self, name) == type(self).model_fields[name].default}
         parameters = {key: value for key, value in super().label_parameters().items() if key not in later}
+        if self.prompt is None:  # what it stands for: it was said so once
+            parameters["prompt"] = _PROMPT
         if self.vocabulary is not None:
             return {key: value for key, value in parameters.items() if key != "max_phrases"}
         if self.phrases_column is not None:

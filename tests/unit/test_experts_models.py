@@ -36,7 +36,8 @@ from mtv_core.data.depth import decode
 from mtv_core.data.schema import LABELS
 from mtv_core.experts.config import DepthExpertConfig, DetectionExpertConfig
 from mtv_core.experts.depth import DepthExpert
-from mtv_core.experts.detection import DetectionExpert, to_picture
+from mtv_core.experts.detection import DetectionExpert
+from mtv_core.experts.detectors.owlv2 import to_picture
 from mtv_core.experts.source import WEIGHTS
 
 # Square, the two the experts were trained on, and wider and taller ones.
@@ -115,7 +116,7 @@ def depth_anything(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def naive_detections(folder: Path, image: Image.Image, phrases: list[str], expert: DetectionExpert) -> list[tuple[list[float], str, float]]:
     """The slow truth: transformers' own processor, forward and post-processing of one picture, then greedy suppression."""
     processor, model = AutoProcessor.from_pretrained(folder), AutoModelForZeroShotObjectDetection.from_pretrained(folder).eval()
-    texts = [expert.config.prompt.format(phrase) for phrase in phrases]
+    texts = [expert.config.prompts[0].format(phrase) for phrase in phrases]
     inputs = processor(text=[texts], images=[image], return_tensors="pt", padding="max_length", max_length=16, truncation=True)
     with torch.inference_mode():
         outputs = model(**inputs)
@@ -203,13 +204,14 @@ def test_threshold_suppression_and_top_k() -> None:
 
 def test_each_phrase_goes_through_the_text_tower_once(monkeypatch: pytest.MonkeyPatch) -> None:
     expert, embedded = detector(), Counter[str]()
-    embed = expert._embed
+    embeddings = expert.detector.embeddings  # type: ignore[attr-defined]
+    embed = embeddings._embed
 
-    def counting(texts: list[str]) -> torch.Tensor:
+    def counting(texts: Sequence[str]) -> torch.Tensor:
         embedded.update(texts)
         return embed(texts)
 
-    monkeypatch.setattr(expert, "_embed", counting)
+    monkeypatch.setattr(embeddings, "_embed", counting)
     pictures = images(samples(4))
     phrases = [["red cube"], ["red cube", "blue cone"], [], ["blue cone", "ring"]]
     first = expert.predict(pictures, phrases)
@@ -297,7 +299,7 @@ def test_depth_models_that_predict_metres_are_inverted() -> None:
 def test_numbers_that_are_not_finite_are_an_error() -> None:
     pictures = images(samples(2))
     depth, detection = depth_expert(), detector()
-    for model in (depth.model, detection.model):
+    for model in (depth.model, detection.detector.model):
         for parameter in model.parameters():
             parameter.fill_(torch.nan)
     with pytest.raises(ValueError, match="no finite number"):
