@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -13,6 +15,7 @@ from PIL import Image
 
 from mtv_core.experts.source import Source
 
+_launching = threading.Lock()
 _UNUSED = re.compile(r"mask_token$|position_ids$")  # of pretraining, or of old checkpoints: labels do not depend on them
 
 
@@ -24,7 +27,11 @@ class Expert(Protocol):
     license: str  # of the weights
     schema: pa.Schema  # the columns it writes, without the revision
     extra_columns: tuple[str, ...]  # of the table, that hold the user's own phrases; () for most
-    counts: Counter[str]  # of the last successful call, for the stage's report: `detection_filter_<name>` → boxes dropped
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Of this thread's last successful call, for the stage's report: `detection_filter_<name>` → boxes dropped."""
+        ...
 
     def __call__(
         self, images: Sequence[Image.Image], captions: Sequence[str], phrases: Sequence[Sequence[str] | None] | None = None
@@ -102,6 +109,16 @@ def load_model(auto_class: Any, source: Source, dtype: torch.dtype, device: torc
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), "")[:300]
+
+
+@contextlib.contextmanager
+def launching(device: torch.device) -> Iterator[None]:
+    """Around a model's forward: on a GPU one thread at a time launches kernels, so that one batch's intermediate results are in its memory.
+
+    While they run, another thread prepares its batch or reads results. On a CPU each thread computes its own.
+    """
+    with _launching if device.type == "cuda" else contextlib.nullcontext():
+        yield
 
 
 def pick_device(device: str) -> torch.device:

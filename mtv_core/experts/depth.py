@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mtv_core.experts import base, source
 from mtv_core.experts.config import DepthExpertConfig
+from mtv_core.experts.preprocess import Resizing
 
 # What `predicted_depth` of an architecture means; Depth Anything's configuration says it itself.
 _PREDICTS: dict[str, Literal["disparity", "depth"]] = {"dpt": "disparity", "glpn": "depth"}
@@ -45,6 +46,7 @@ class DepthExpert:
                 f"the processor of {config.model} pads or crops pictures, so its maps would not lie on them; "
                 "set do_pad and do_center_crop to false in a local copy, or take a model that resizes only"
             )
+        self._resizing = Resizing.of(self.processor)
         self.model = base.load_model(AutoModelForDepthEstimation, weights, self.dtype, self.device)
         self.inverted = _predicts(config, self.model.config) == "depth"
         self.counts: Counter[str] = Counter()
@@ -79,10 +81,16 @@ class DepthExpert:
         return [maps[i] for i in range(len(images))]
 
     def _forward(self, images: list[Image.Image], size: tuple[int, int] | None) -> Tensor:
-        options: dict[str, Any] = {} if size is None else {"size": {"height": size[1], "width": size[0]}, "keep_aspect_ratio": False}
-        pixels_BCHW = self.processor(images=images, return_tensors="pt", **options)["pixel_values"]
         with torch.inference_mode():
-            predicted_BHW = self.model(pixel_values=pixels_BCHW.to(self.device, self.dtype)).predicted_depth.float()
+            if self._resizing is not None and size is not None:
+                pixels_BCHW = self._resizing(images, size, self.device)
+            else:
+                options: dict[str, Any] = (
+                    {} if size is None else {"size": {"height": size[1], "width": size[0]}, "keep_aspect_ratio": False}
+                )
+                pixels_BCHW = self.processor(images=images, return_tensors="pt", **options)["pixel_values"]
+            with base.launching(self.device):
+                predicted_BHW = self.model(pixel_values=pixels_BCHW.to(self.device, self.dtype)).predicted_depth.float()
         if not predicted_BHW.isfinite().flatten(1).any(dim=1).all():
             raise ValueError("the depth model gave no finite number for a picture; a wider dtype (float32, bfloat16) may help")
         if self.inverted:
