@@ -21,6 +21,13 @@ from mtv_core.experts.phrases import extract
 from mtv_core.experts.selection import NOTHING, Detections, select
 
 
+class _Last(threading.local):
+    """What each thread's last call counted."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+
 class DetectionExpert:
     """Boxes with phrases. A picture in which nothing is found, or whose caption names nothing, has an empty list."""
 
@@ -34,15 +41,14 @@ class DetectionExpert:
         self.license = weights.license
         self.device = base.pick_device(config.device)
         self.detector = detectors.load(config, weights, self.device, getattr(torch, config.dtype))
-        self._counts = threading.local()  # of each thread's last call
+        self._last = _Last()
         column = config.phrases_column
         self.extra_columns: tuple[str, ...] = () if column is None else (phrase_column.column_of(column)[0],)
 
     @property
     def counts(self) -> Counter[str]:
         """What filters dropped in this thread's last call: `detection_filter_<name>` → boxes."""
-        counts: Counter[str] = getattr(self._counts, "last", Counter())
-        return counts
+        return self._last.counts
 
     def __call__(
         self, images: Sequence[Image.Image], captions: Sequence[str], phrases: Sequence[Sequence[str] | None] | None = None
@@ -83,7 +89,7 @@ class DetectionExpert:
                     if not (candidates.scores.isfinite().all() and candidates.boxes.isfinite().all()):
                         raise ValueError("the detection model gave numbers that are not finite; a wider dtype (float32, bfloat16) may help")
                     found[i] = select(candidates, images[i].size, phrases_of[i], self.config, dropped)
-        self._counts.last = Counter({f"detection_filter_{name}": number for name, number in dropped.items()})
+        self._last.counts = Counter({f"detection_filter_{name}": number for name, number in dropped.items()})
         return found
 
 
