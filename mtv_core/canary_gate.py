@@ -34,9 +34,10 @@ class GateCheck(BaseModel, frozen=True, extra="forbid"):
 def figures(expert: str, rows: Sequence[Row]) -> dict[str, float]:
     """What the rows come to; a figure for which there is nothing to measure is left out.
 
-    rows, rows_compared, rows_without_old, rows_unreadable, rows_transient, failed (share of the rows that could be tried), and of depth:
-    abs_rel_median, abs_rel_p95, constant_old, constant_new; of detection: iou, found, new, none_old, none_new, boxes_old, boxes_new (a
-    picture), filling_old, filling_new, broken, phrases_lost, phrases_gained, score_old, score_new, score_shift, score_ks.
+    rows, rows_compared, rows_without_old, rows_unreadable, rows_transient, failed (share of the rows that could be tried).
+    Of depth: abs_rel_median, abs_rel_p95, skill, constant_old, constant_new.
+    Of detection: iou, found, new, none_old, none_new, boxes_old, boxes_new (a picture), filling_old, filling_new, broken, phrases_lost,
+    phrases_gained, score_old, score_new, score_shift, score_ks.
     """
     unreadable = sum(row.kind == "data" for row in rows)
     transient = sum(row.kind == "transient" for row in rows)
@@ -57,11 +58,14 @@ def figures(expert: str, rows: Sequence[Row]) -> dict[str, float]:
 
 def _depth(compared: Sequence[Row], labelled: Sequence[Row]) -> dict[str, float]:
     errors = np.array([row.abs_rel for row in compared if np.isfinite(row.abs_rel)])
+    pairs = np.array([(row.abs_rel, row.others) for row in compared if np.isfinite(row.others)]).reshape(-1, 2)
+    own, others = np.median(pairs, axis=0) if pairs.size else (float("nan"), float("nan"))
     old = [row.constant[0] for row in compared if row.constant is not None]
     new = [row.constant[1] for row in labelled if row.constant is not None]
     return {
         "abs_rel_median": float(np.median(errors)) if errors.size else float("nan"),
         "abs_rel_p95": float(np.percentile(errors, 95)) if errors.size else float("nan"),
+        "skill": 1 - _ratio(float(own), float(others)),
         "constant_old": _ratio(sum(old), len(old)),
         "constant_new": _ratio(sum(new), len(new)),
     }
@@ -123,6 +127,12 @@ def _of_depth(found: dict[str, float], gate: GateConfig) -> list[GateCheck]:
             found.get("abs_rel_p95"),
             limits.max_abs_rel_p95,
             "the same, 95th percentile: whether some pictures are another scene altogether",
+        ),
+        _least(
+            "depth.min_skill",
+            found.get("skill"),
+            limits.min_skill,
+            "how much better a picture's new map fits its old one than other pictures' new maps do: 0 for maps that do not look at it",
         ),
         _most(
             "depth.max_constant",

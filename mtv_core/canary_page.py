@@ -43,7 +43,7 @@ small, .faint, figcaption p { color:var(--faint); font-size:13px } code { font-s
 .verdict.failed { border-color:var(--orange) } .verdict p { margin:2px 0 }
 table { border-collapse:collapse; width:100%; font-size:14px } th { text-align:left; font-weight:500 }
 td { font-variant-numeric:tabular-nums } th, td { padding:7px 14px 7px 0; border-bottom:1px solid var(--rule); vertical-align:top }
-thead th { color:var(--faint); font-size:12px } td.number, th.number { text-align:right; white-space:nowrap }
+thead th { color:var(--faint); font-size:12px } th code { white-space:nowrap } td.number, th.number { text-align:right; white-space:nowrap }
 .passed { color:var(--green) } .failed { color:var(--orange) } section { overflow-x:auto }
 .grid { display:grid; grid-template-columns:repeat(auto-fill,minmax(290px,1fr)); gap:26px 32px }
 figure { margin:0; min-width:0 } figcaption { margin-bottom:6px }
@@ -182,6 +182,7 @@ def _figures(canary: Canary) -> str:
     single = [
         ("AbsRel of the new maps against the old, median", "abs_rel_median", False),
         ("AbsRel, 95th percentile", "abs_rel_p95", False),
+        ("how much better a new map fits its own picture than others", "skill", True),
         ("mean IoU of boxes that belong together", "iou", False),
         ("old boxes found again", "found", True),
         ("new boxes that no old one was", "new", True),
@@ -217,7 +218,7 @@ def _work(canary: Canary) -> str:
     else:
         parts.append(f"about {duration(work.seconds)} and {size(work.bytes_to_write)} if it goes as the last run")
         if work.cost is not None:
-            parts.append(f"at a cost of {work.cost:.2f}")
+            parts.append(f"at a cost of {work.cost:.2f}" if work.cost >= 0.01 or not work.cost else "at a cost below 0.01")
     return f"<p>{escape(', '.join(parts))}. Other columns, and labels of other experts, stay as they are.</p>"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from mtv_core.data.depth import decode
 from mtv_core.label_checks import FILLING, is_constant
 from mtv_core.label_compare import abs_rel, matched
 
+OTHERS = 4  # other pictures whose new maps are compared with an old one
 FOUND = 0.5  # IoU from which an old box is found again
 
 _NONE = np.zeros((0, 4), np.float32)
@@ -63,6 +64,7 @@ class Row:
     said: str = ""  # the change, for people
     # depth
     abs_rel: float = float("nan")
+    others: float = float("nan")  # AbsRel of other pictures' new maps against this old one, mean
     constant: tuple[bool, bool] | None = None  # old, new; old is False where there is none
     # detection
     ious: list[float] = field(default_factory=list)  # of boxes that belong together
@@ -110,6 +112,21 @@ def compare(row: Row, expert: str, old: Mapping[str, Any] | None, new: Mapping[s
     return row
 
 
+def compare_others(rows: Sequence[Row], expert: str, old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> None:
+    """Compare the old map of each row with the new ones of the rows after it: what a map comes to that is not of this picture.
+
+    Most pictures are near below and far above, so any map fits any picture somewhat. How much better its own fits is what an expert knows.
+    """
+    if expert != "depth":
+        return
+    maps = [decode(label["depth"]) if row.compared else None for row, label in zip(rows, new, strict=True)]
+    for i, row in enumerate(rows):
+        others = [maps[(i + step) % len(rows)] for step in range(1, min(OTHERS, len(rows) - 1) + 1)]
+        if np.isfinite(row.abs_rel):
+            found = [abs_rel(decode(old[i]["depth"]), other) for other in others if other is not None]
+            row.others = float(np.mean(found)) if found else float("nan")
+
+
 def _depth(row: Row, old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> None:
     after = decode(new["depth"])
     before = decode(old["depth"]) if old is not None else None
@@ -137,9 +154,6 @@ def _detection(row: Row, old: Mapping[str, Any] | None, new: Mapping[str, Any]) 
     row.phrases, row.lost, row.gained = (len(had), len(has)), len(had - has), len(has - had)
     union = sum(row.boxes) - len(pairs)
     row.change = 1 - sum(row.ious) / union if union else 0.0
-    parts = [
-        f"{row.found} of {row.boxes[0]} found again",
-        f"{row.fresh} new" if row.fresh else "",
-        f"{row.broken} broken" if row.broken else "",
-    ]
+    parts = [f"{row.found} of {row.boxes[0]} found again"]
+    parts += [f"{count} {what}" for count, what in ((row.fresh, "new"), (row.broken, "broken")) if count]
     row.said = ", ".join(parts) if any(row.boxes) else "no box, as before"

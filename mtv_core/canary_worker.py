@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from mtv_core.canary_rows import Row, compare, has_label
+from mtv_core.canary_rows import Row, compare, compare_others, has_label
 from mtv_core.data.schema import LABELS
 from mtv_core.experts.base import Expert
 from mtv_core.experts.config import ExpertConfig
@@ -75,6 +75,7 @@ def _label_aside(job: CanaryJob) -> CanaryPart:
             row.failure, row.kind, row.message = failure.error, failure.reject_class.value, failure.message
             row.said = f"failed: {failure.message}"
         rows.append(row)
+    compare_others(rows, job.expert, before, after)
     return CanaryPart(rows, old, new)
 
 
