@@ -17,6 +17,7 @@ from mtv_core.experts import base
 from mtv_core.experts.config import DetectionExpertConfig
 from mtv_core.experts.detectors.base import Candidates
 from mtv_core.experts.embeddings import PhraseEmbeddings
+from mtv_core.experts.preprocess import Squaring
 from mtv_core.experts.source import Source
 
 TEXT_BATCH = 256  # texts through the text tower at once
@@ -39,6 +40,7 @@ class Owlv2Detector:
             )
         if "text_threshold" in config.label_parameters():  # it is only there if it was changed
             raise ValueError(f"text_threshold is Grounding DINO's, and {config.model} is an OWLv2; leave it out and set threshold")
+        self._squaring = Squaring.of(images)
         self.model = base.load_model(Owlv2ForObjectDetection, weights, dtype, device)
         self.embeddings = PhraseEmbeddings(self._embed)
 
@@ -57,13 +59,17 @@ class Owlv2Detector:
 
         Equal to `Owlv2ForObjectDetection.forward` with the texts of all pictures, which would go through the text tower again each time.
         """
-        pixels_BCHW = self.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"].to(self.device, self.dtype)
-        queries_BQD, mask_BQ = self._queries(phrases_of)
-        feature_map, _ = self.model.image_embedder(pixels_BCHW)
-        tokens_BTD = feature_map.flatten(1, 2)
-        logits_BTQ, _ = self.model.class_predictor(tokens_BTD, queries_BQD, mask_BQ)
-        # The model itself masks with the lowest number of its dtype, which in float16 a real phrase can fall below.
-        return logits_BTQ.float().masked_fill(~mask_BQ[:, None], -torch.inf), self.model.box_predictor(tokens_BTD, feature_map)
+        if self._squaring is not None:
+            pixels_BCHW = self._squaring(images, self.device)
+        else:
+            pixels_BCHW = self.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
+        with base.launching(self.device):
+            queries_BQD, mask_BQ = self._queries(phrases_of)
+            feature_map, _ = self.model.image_embedder(pixels_BCHW.to(self.device, self.dtype))
+            tokens_BTD = feature_map.flatten(1, 2)
+            logits_BTQ, _ = self.model.class_predictor(tokens_BTD, queries_BQD, mask_BQ)
+            # The model itself masks with the lowest number of its dtype, which in float16 a real phrase can fall below.
+            return logits_BTQ.float().masked_fill(~mask_BQ[:, None], -torch.inf), self.model.box_predictor(tokens_BTD, feature_map)
 
     def _queries(self, phrases_of: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
         """Text embeddings [B, Q, D], padded, and which of them are a phrase [B, Q]."""
