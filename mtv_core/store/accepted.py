@@ -1,6 +1,7 @@
 """Which revision of an expert a table's labels are to have, and which were refused: kept in the table, true wherever it is read.
 
-Both are entries of the configuration of `samples.lance`, `mtv.accepted.<expert>` and `mtv.rejected.<expert>`; a change is one commit.
+What is accepted is an entry of the configuration of `samples.lance`, `mtv.accepted.<expert>`; a change is one commit. What was refused is a
+file, `<table>/_rejected/<expert>.json`: a refusal changes nothing of the table, so it makes no version, which tags and training would see.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from typing import Any
 from lance import LanceDataset
 from pydantic import BaseModel, Field, TypeAdapter
 
+from mtv_core.data.files import Files
+
 _ACCEPTED = "mtv.accepted."
-_REJECTED = "mtv.rejected."
+_FOLDER = "_rejected"
 _KEPT = 50  # rejected revisions of an expert; who proposes more than that has forgotten the first
 
 
@@ -36,29 +39,34 @@ _LIST = TypeAdapter(list[Rejected])
 
 def accepted(dataset: LanceDataset) -> dict[str, Accepted]:
     """Expert → the revision its labels are to have."""
-    return {name: Accepted.model_validate_json(value) for name, value in _entries(dataset, _ACCEPTED).items()}
+    entries = {key.removeprefix(_ACCEPTED): value for key, value in dataset.config().items() if key.startswith(_ACCEPTED)}
+    return {name: Accepted.model_validate_json(value) for name, value in entries.items()}
 
 
-def rejected(dataset: LanceDataset) -> dict[str, list[Rejected]]:
-    """Expert → the revisions that were refused, the latest last."""
-    return {name: found for name, value in _entries(dataset, _REJECTED).items() if (found := _LIST.validate_json(value))}
+def rejected(files: Files, dataset: LanceDataset) -> dict[str, list[Rejected]]:
+    """Expert → the revisions that were refused, the latest last; the accepted ones are none, whatever was said before."""
+    known = accepted(dataset)
+    found = {}
+    for name in files.names(_FOLDER):
+        expert = name.removesuffix(".json")
+        refused = [one for one in _read(files, expert) if expert not in known or one.revision != known[expert].revision]
+        if refused:
+            found[expert] = refused
+    return found
 
 
-def accept(dataset: LanceDataset, expert: str, revision: str, source: dict[str, Any]) -> None:
+def accept(files: Files, dataset: LanceDataset, expert: str, revision: str, source: dict[str, Any]) -> None:
     """From now on rows of another revision are stale. A revision that was refused before is refused no more."""
-    changes: dict[str, str | None] = {}
     wanted = Accepted(revision=revision, source=source)
     if accepted(dataset).get(expert) != wanted:
-        changes[_ACCEPTED + expert] = wanted.model_dump_json()
-    refused = rejected(dataset).get(expert, [])
+        dataset.update_config({_ACCEPTED + expert: wanted.model_dump_json()})
+    refused = _read(files, expert)
     kept = [one for one in refused if one.revision != revision]
     if kept != refused:
-        changes[_REJECTED + expert] = _LIST.dump_json(kept).decode()
-    if changes:
-        dataset.update_config(changes)
+        _write(files, expert, kept)
 
 
-def reject(dataset: LanceDataset, expert: str, revision: str, reason: str) -> None:
+def reject(files: Files, dataset: LanceDataset, expert: str, revision: str, reason: str) -> None:
     """Note that a revision was refused; refused again, the new reason counts.
 
     Raises:
@@ -67,10 +75,17 @@ def reject(dataset: LanceDataset, expert: str, revision: str, reason: str) -> No
     known = accepted(dataset).get(expert)
     if known is not None and known.revision == revision:
         raise ValueError(f"revision {revision} is the accepted one of the {expert} expert; accept another before this one is refused")
-    kept = [one for one in rejected(dataset).get(expert, []) if one.revision != revision]
+    kept = [one for one in _read(files, expert) if one.revision != revision]
     kept.append(Rejected(revision=revision, reason=reason, at=datetime.now(UTC).isoformat(timespec="seconds")))
-    dataset.update_config({_REJECTED + expert: _LIST.dump_json(kept[-_KEPT:]).decode()})
+    _write(files, expert, kept[-_KEPT:])
 
 
-def _entries(dataset: LanceDataset, prefix: str) -> dict[str, str]:
-    return {key.removeprefix(prefix): value for key, value in dataset.config().items() if key.startswith(prefix)}
+def _read(files: Files, expert: str) -> list[Rejected]:
+    try:
+        return _LIST.validate_json(files.read(f"{_FOLDER}/{expert}.json"))
+    except FileNotFoundError:
+        return []
+
+
+def _write(files: Files, expert: str, refused: list[Rejected]) -> None:
+    files.write(f"{_FOLDER}/{expert}.json", _LIST.dump_json(refused))

@@ -3,6 +3,7 @@
     <uri>/samples.lance     one row an image; appears with its first rows, grows by ingest, gets labels by column replacement
     <uri>/rejects.lance     one row a refusal
     <uri>/shards.lance      the ledger: which shards are done
+    <uri>/_rejected/        revisions of experts that were tried and refused
     <uri>/_staging/         of runs under way or killed; nobody reads it
 
 Workers get (uri, version) and open their own; a Table holds no handle and pickles.
@@ -131,20 +132,20 @@ class Table:
         return revisions_of.accepted(dataset or self.dataset())
 
     def rejected(self, dataset: LanceDataset | None = None) -> dict[str, list[Rejected]]:
-        """Expert → the revisions that were tried and refused, the latest last; `dataset` as in `accepted`."""
-        return revisions_of.rejected(dataset or self.dataset())
+        """Expert → the revisions that were tried and refused, the latest last; never the one that `accepted` says of the dataset."""
+        return revisions_of.rejected(self.files, dataset or self.dataset())
 
     def accept(self, expert: str, revision: str, source: dict[str, Any]) -> None:
         """From now on rows of another revision are stale. Kept in the table itself, so that it is true wherever the table is read."""
-        revisions_of.accept(self.dataset(), expert, revision, source)
+        revisions_of.accept(self.files, self.dataset(), expert, revision, source)
 
     def reject(self, expert: str, revision: str, reason: str) -> None:
-        """Note that a revision was tried and refused; `accept` of the same revision takes it back.
+        """Note that a revision was tried and refused; `accept` of the same revision takes it back. Makes no version of the table.
 
         Raises:
             ValueError: it is the accepted one.
         """
-        revisions_of.reject(self.dataset(), expert, revision, reason)
+        revisions_of.reject(self.files, self.dataset(), expert, revision, reason)
 
     def stale(self, expert: str, revision: str, version: int | None = None) -> StalePlan:
         """Which fragments have rows whose label is missing or of another revision. Before `ensure_columns` that is all of them."""

@@ -46,3 +46,18 @@ def test_what_is_said_already_makes_no_version(table: Table) -> None:
     version = table.version
     table.accept("depth", "r1", {"model": "one"})
     assert table.version == version
+
+
+def test_a_refusal_makes_no_version(table: Table) -> None:
+    table.accept("depth", "r1", {})
+    version = table.version
+    table.reject("depth", "r2", "no")
+    assert table.version == version
+
+
+def test_what_is_accepted_is_not_refused_even_if_a_kill_left_it_on_the_list(table: Table) -> None:
+    table.reject("depth", "r2", "no")
+    entry = table.files.read("_rejected/depth.json")
+    table.accept("depth", "r2", {})
+    table.files.write("_rejected/depth.json", entry)
+    assert "depth" not in table.rejected()
