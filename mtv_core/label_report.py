@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from mtv_core import label_report_pages as pages
 from mtv_core import viz
+from mtv_core.data.schema import LABELS
 from mtv_core.experts.config import DetectionExpertConfig
 from mtv_core.ingest_gallery import jpeg
 from mtv_core.label_report_facts import Boxes, ExpertFacts, LabelReport
@@ -40,10 +41,10 @@ from mtv_core.store.table import Table
 from mtv_core.store.view import View
 
 FOLDER = "_reports/labels"
-START = "index.html"
 _ON_A_SHEET = 12
 _THUMBNAILS = 4
 _DROPPED = "detection_filter_"
+_CHANGED = {"depth": "changed by {:.2f} of its range", "detection": "changed by {:.2f}: 1 − mean IoU"}
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,10 @@ def render(document: Document) -> Iterator[tuple[str, bytes]]:
     thumbnails: dict[str, list[str]] = {}
     for shown in document.shown:
         rows = shown.rows()
-        thumbnails[shown.name] = [thumbnail(row) for row in rows[:_THUMBNAILS]]
-        yield f"{shown.name}.html", pages.slice_page(document.report, shown, rows).encode()
+        thumbnails[shown.name] = [thumbnail(row) for row in rows[: _THUMBNAILS // 2 if shown.before else _THUMBNAILS]]
+        yield f"{shown.name}.html", pages.group_page(document.report, shown, rows).encode()
         yield f"{shown.name}.jpg", sheet(rows[:_ON_A_SHEET])
-    yield START, pages.index(document.report, document.shown, thumbnails).encode()
+    yield pages.START, pages.index(document.report, document.shown, thumbnails).encode()
     yield "report.md", markdown(document.report).encode()
     yield "report.json", document.report.model_dump_json(indent=1).encode()
 
@@ -188,8 +189,8 @@ def groups_of(view: View, experts: Sequence[str], overview: Overview, changed: M
                     view,
                     (name,),
                     [place[old["uid"]] for _, old in ranked],
-                    [f"changed by {amount:.2f}" for amount, _ in ranked],
-                    [{key: value for key, value in old.items() if key != "uid"} for _, old in ranked],
+                    [_CHANGED[name].format(amount) for amount, _ in ranked],
+                    [{column: old[column] for column in LABELS[name].names} for _, old in ranked],
                 )
             )
     return found

@@ -79,6 +79,7 @@ class Change(BaseModel, frozen=True, extra="forbid"):
     changed: int = Field(description="of which the label is another one")
     mean: float
     highest: float = Field(description="95th percentile")
+    amounts: list[int] = Field(description="rows by how much, in even bins from 0 to 1")
 
 
 class LabelReport(BaseModel, frozen=True, extra="forbid"):

@@ -18,30 +18,33 @@ from mtv_core.label_report_scan import MOST_BOXES, SCORE_BINS
 from mtv_core.label_report_style import STYLE
 
 _NAMES = {"depth": "Depth", "detection": "Detection"}
+START = "index.html"
 _PHRASES = 20  # of the lists on the page
 
 
-def slice_page(report: LabelReport, shown: Shown, rows: Sequence[Row]) -> str:
+def group_page(report: LabelReport, shown: Shown, rows: Sequence[Row]) -> str:
     """The page of a group of rows."""
     revisions = {name: facts.revision for name, facts in report.experts.items()}
-    figures = "".join(figure(row, revisions) for row in rows)
-    one = "" if "depth" in shown.experts else " one"
-    return _page(
-        f"{shown.title}: {report.table}",
-        f'<header><p><a href="index.html">{escape(report.table)}, version {report.version}</a></p><h1>{escape(shown.title)}</h1>'
-        f'<p class="faint">{escape(shown.meaning)} · {number(len(rows))} row{"" if len(rows) == 1 else "s"}</p></header>'
-        f'<section><div class="figures{one}" style="margin-top:24px">{figures}</div></section>',
-    )
+    back = f'<a href="{START}">{escape(report.table)}, version {report.version}</a>'
+    return rows_page(shown.title, f"{shown.meaning} · {number(len(rows))} row{'' if len(rows) == 1 else 's'}", rows, revisions, back)
 
 
-def rows_page(title: str, subtitle: str, rows: Sequence[Row], experts: Sequence[str], revisions: Mapping[str, str]) -> str:
-    """A page of rows that somebody asked for."""
-    one = "" if "depth" in experts else " one"
+def rows_page(title: str, subtitle: str, rows: Sequence[Row], revisions: Mapping[str, str], back: str = "") -> str:
+    """A page of rows with everything that is to be seen of them.
+
+    Args:
+        title: of the page.
+        subtitle: what the rows are.
+        rows: in their order.
+        revisions: expert → revision that labels should have; others are named.
+        back: HTML above the title.
+    """
+    single = all("depth" not in row.values and row.before is None for row in rows)
     figures = "".join(figure(row, revisions) for row in rows)
     return _page(
         title,
-        f'<header><h1>{escape(title)}</h1><p class="faint">{escape(subtitle)}</p></header>'
-        f'<section><div class="figures{one}" style="margin-top:24px">{figures}</div></section>',
+        f'<header>{f"<p>{back}</p>" if back else ""}<h1>{escape(title)}</h1><p class="faint">{escape(subtitle)}</p></header>'
+        f'<section><div class="figures{" one" if single else ""}">{figures}</div></section>',
     )
 
 
@@ -56,12 +59,12 @@ def index(report: LabelReport, shown: Sequence[Shown], thumbnails: Mapping[str, 
     checks = {check.name for check in report.checks}
     sections = [
         ("Experts", f'<div class="experts">{"".join(_expert(name, facts, report) for name, facts in report.experts.items())}</div>'),
+        ("Rows to look at", _cards([one for one in shown if one.name not in checks], thumbnails)),
         ("Boxes, scores and depth", _histograms(report)),
         ("Phrases", _phrases(report)),
         ("Labels against each other", _checks(report, thumbnails)),
         ("What changed", _changes(report)),
         ("Dropped by filters of the detector", _dropped(report)),
-        ("Rows to look at", _cards([one for one in shown if one.name not in checks], thumbnails)),
     ]
     body = "".join(f"<section><h2>{escape(title)}</h2>{content}</section>" for title, content in sections if content)
     tiles = "".join(f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for name, value in headline(report))
@@ -150,15 +153,11 @@ def _histograms(report: LabelReport) -> str:
     parts: list[str] = []
     if report.boxes is not None and report.boxes.number:
         parts += _box_charts(report.boxes, report.boxes_before)
-    sample = f"of {number(report.sample)} rows chosen by chance"
+    sample = f"{number(report.sample)} rows by chance"
     ticks, ends = charts.unit_ticks(), charts.unit_ends(BINS)
+    parts.append(charts.histogram("Size of boxes", report.areas, ticks, ends, "boxes", f"side of a square of that area; {sample}"))
     parts.append(
-        charts.histogram(
-            "Size of boxes", report.areas, ticks, ends, "boxes", f"side of a square of that area, in sides of the picture; {sample}"
-        )
-    )
-    parts.append(
-        charts.histogram("Range of depth maps", report.relief, ticks, ends, "maps", f"middle 90 % of a map, in its largest value; {sample}")
+        charts.histogram("Range of depth maps", report.relief, ticks, ends, "maps", f"its middle 90 % in its largest value; {sample}")
     )
     if not any(parts):
         return ""
@@ -168,7 +167,7 @@ def _histograms(report: LabelReport) -> str:
             f'<p class="legend faint"><span><i></i>version {report.version}</span>'
             f'<span><i class="table"></i>version {report.before}, before</span></p>'
         )
-    return f'{legend}<div class="grid">{"".join(parts)}</div>'
+    return f'{legend}<div class="grid four">{"".join(parts)}</div>'
 
 
 def _box_charts(boxes: Boxes, before: Boxes | None) -> list[str]:
@@ -201,18 +200,21 @@ def _box_charts(boxes: Boxes, before: Boxes | None) -> list[str]:
 
 
 def _phrases(report: LabelReport) -> str:
-    parts = []
-    if report.phrases:
-        note = f"{number(report.num_phrases)} different ones in the sample of {number(report.sample)} rows"
-        parts.append(_phrase_list("Found most", note, report.phrases[:_PHRASES]))
-    if report.never_found:
-        parts.append(
-            _phrase_list("Looked for and never found", "in the sample, most often looked for first", report.never_found[:_PHRASES])
-        )
-    return f'<div class="grid">{"".join(parts)}</div>' if parts else ""
+    found, missed = report.phrases[:_PHRASES], report.never_found[:_PHRASES]
+    if not found and not missed:
+        return ""
+    note = f"{number(report.num_phrases)} different ones in the sample of {number(report.sample)} rows"
+    parts = [_phrase_list("Found most", note, found)] if missed or len(found) < _PHRASES else [
+        _phrase_list("Found most", note, found[: _PHRASES // 2]), _phrase_list("", "", found[_PHRASES // 2 :])
+    ]  # fmt: skip
+    if missed:
+        parts.append(_phrase_list("Looked for and never found", "in the sample, what was looked for most first", missed))
+    return f'<div class="grid two">{"".join(part for part in parts if part)}</div>'
 
 
 def _phrase_list(title: str, note: str, phrases: Sequence[PhraseFacts]) -> str:
+    if not phrases:
+        return ""
     known = any(one.asked is not None for one in phrases)
     boxes = any(one.boxes for one in phrases)
     head = (["boxes", "mean score"] if boxes else []) + (["looked for in"] if known else []) + (["found in"] if boxes else [])
@@ -223,7 +225,8 @@ def _phrase_list(title: str, note: str, phrases: Sequence[PhraseFacts]) -> str:
         cells += [share(one.found, one.asked) if one.asked else number(one.found)] if boxes else []
         lines.append(f'<tr><th dir="auto">{escape(one.phrase[:120])}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
     return (
-        f'<figure class="phrases"><figcaption><h3>{escape(title)}</h3><p>{escape(note)}</p></figcaption><table><thead><tr><th>phrase</th>'
+        f'<figure class="phrases"><figcaption><h3>{escape(title) or "&nbsp;"}</h3><p>{escape(note) or "&nbsp;"}</p></figcaption>'
+        f"<table><thead><tr><th>phrase</th>"
         f"{''.join(f'<th>{name}</th>' for name in head)}</tr></thead><tbody>{''.join(lines)}</tbody></table></figure>"
     )
 
@@ -245,17 +248,17 @@ def _check(check: Check, thumbnails: Sequence[str]) -> str:
 
 
 def _changes(report: LabelReport) -> str:
-    rows = "".join(
-        f"<tr><th>{escape(_NAMES.get(name, name))}</th><td>{share(one.changed, one.rows)} of {number(one.rows)} rows changed, by "
-        f"{one.mean:.3f} on average, 5 % by more than {one.highest:.3f}</td><td>{escape(UNITS[name])}</td></tr>"
-        for name, one in report.changes.items()
-    )
-    return f'<table class="rows">{rows}</table>' if rows else ""
+    found = []
+    for name, one in report.changes.items():
+        note = f"{share(one.changed, one.rows)} of {number(one.rows)} rows changed, by {one.mean:.3f} on average. {UNITS[name]}"
+        bins = charts.unit_ends(len(one.amounts))
+        found.append(charts.histogram(_NAMES.get(name, name), one.amounts, charts.unit_ticks(), bins, "rows", note))
+    return f'<div class="grid two">{"".join(found)}</div>' if found else ""
 
 
 UNITS = {
-    "depth": "mean difference after scale and shift, in ranges of the old map; 0.25: they have nothing to do with each other",
-    "detection": "1 − mean IoU of boxes of one phrase; a box without a partner counts as 0",
+    "depth": "0: the same but for scale and shift; 0.25: two maps that have nothing to do with each other",
+    "detection": "0: the same boxes; 1: none of them again",
 }
 
 

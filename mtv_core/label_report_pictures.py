@@ -26,46 +26,62 @@ _SCALE = 300  # units of a picture's longer side, in which boxes and their numbe
 _LETTERS = 600  # of a caption
 
 
-def figure(row: Row, revisions: Mapping[str, str], link: str | None = None) -> str:
+def figure(row: Row, revisions: Mapping[str, str]) -> str:
     """A row with everything that is to be seen of it.
 
     Args:
         row: the row.
         revisions: expert → revision that its labels should have; another one is named.
-        link: where its picture leads; None: nowhere.
     """
     values = row.values
     jpeg, size = _picture(values["image"])
     uri = _uri(jpeg)
-    now = _labels(uri, size, values)
-    if row.before is not None:
-        now = f'<div class="state"><h4>before</h4>{_labels(uri, size, row.before)}</div><div class="state"><h4>now</h4>{now}</div>'
+    seen = _labels(uri, size, values) if row.before is None else _change(uri, size, row.before, values)
     caption = str(values["caption"])
     cut = caption[:_LETTERS] + ("…" if len(caption) > _LETTERS else "")
     note = f'<p class="why">{escape(row.note)}</p>' if row.note else ""
     return (
-        f'<figure class="row" id="{escape(values["uid"])}">{note}{now}'
+        f'<figure class="row" id="{escape(values["uid"])}">{note}{seen}'
         f'<p class="caption" dir="auto">{escape(cut)}</p><p class="faint"><code>{escape(values["uid"])}</code> '
         f"{values['width']} × {values['height']} px{_revisions(values, revisions)}</p></figure>"
     )
 
 
 def thumbnail(row: Row) -> str:
-    """A row's picture with its boxes, small; the label that changed beside the one before."""
+    """A row, small: its picture with its boxes, or its depth where that is all there is; where it changed, before and now."""
     jpeg, size = _picture(row.values["image"], 160)
     uri = _uri(jpeg)
-    return f'<div class="thumb" title="{escape(str(row.values["caption"])[:200])}">{_boxed(uri, size, row.values, numbers=False)}</div>'
+
+    def small(labels: Mapping[str, Any]) -> str:
+        return _depth(labels["depth"], size) if "depth" in labels and "boxes" not in labels else _boxed(uri, size, labels, numbers=False)
+
+    said = f'title="{escape(str(row.values["caption"])[:200])}"'
+    if row.before is None:
+        return f'<div class="thumb" {said}>{small(row.values)}</div>'
+    return f'<div class="thumb pair n2" {said}>{small(row.before)}{small(row.values)}</div>'
 
 
 def _labels(uri: str, size: tuple[int, int], values: Mapping[str, Any]) -> str:
-    boxes = values.get("boxes")
     parts = [_boxed(uri, size, values)]
     if "depth" in values:
         parts.append(_depth(values["depth"], size))
-    listed = ""
-    if "boxes" in values:
-        listed = '<p class="faint">no detection label</p>' if boxes is None else _list(values) if boxes else '<p class="faint">no box</p>'
-    return f'<div class="pair n{len(parts)}">{"".join(parts)}</div>{listed}'
+    return f'<div class="pair n{len(parts)}">{"".join(parts)}</div>{_list(values) if "boxes" in values else ""}'
+
+
+def _change(uri: str, size: tuple[int, int], before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Labels before and now, side by side."""
+
+    def state(name: str, inside: str) -> str:
+        return f"<div><h4>{name}</h4>{inside}</div>"
+
+    found = ""
+    if "boxes" in before:
+        both = (state(name, _boxed(uri, size, labels) + _list(labels)) for name, labels in (("before", before), ("now", now)))
+        found += f'<div class="pair n2">{"".join(both)}</div>'
+    if "depth" in before:
+        both = (state(name, _depth(labels["depth"], size)) for name, labels in (("before", before), ("now", now)))
+        found += f'<div class="pair n3">{state("picture", _boxed(uri, size, {}))}{"".join(both)}</div>'
+    return found
 
 
 def _depth(value: bytes | None, size: tuple[int, int]) -> str:
@@ -100,7 +116,7 @@ def _boxed(uri: str, size: tuple[int, int], values: Mapping[str, Any], numbers: 
             badges.append((x, y, wide, colour, i + 1))
     drawn = "".join(
         f'<g class="badge"><rect x="{x:.1f}" y="{y:.1f}" width="{wide}" height="16" fill="{colour}"/>'
-        f'<text x="{x + wide / 2:.1f}" y="{y + 12.5:.1f}" fill="{ink(colour)}">{number}</text></g>'
+        f'<text x="{x + wide / 2:.1f}" y="{y + 12.5:.1f}" style="fill:{ink(colour)}">{number}</text></g>'
         for (x, y, wide, colour, number) in _apart(badges, width, height)
     )
     svg = f'<svg viewBox="0 0 {width:.1f} {height:.1f}" preserveAspectRatio="none">{"".join(shapes)}{drawn}</svg>'
@@ -124,6 +140,9 @@ def _area(box: Sequence[float]) -> float:
 
 
 def _list(values: Mapping[str, Any]) -> str:
+    """The phrases of the boxes, with their numbers and scores."""
+    if not values["boxes"]:
+        return f'<p class="faint">{"no detection label" if values["boxes"] is None else "no box"}</p>'
     colours = colours_of(values["phrases"])
     items = "".join(
         f'<li><i style="background:{colours[phrase]};color:{ink(colours[phrase])}">{i + 1}</i>'

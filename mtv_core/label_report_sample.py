@@ -172,6 +172,7 @@ class Changes:
             changed=int((amounts >= CHANGED).sum()),
             mean=round(float(amounts.mean()), 4),
             highest=round(float(np.percentile(amounts, 95)), 4),
+            amounts=np.bincount(_bins(amounts), minlength=BINS).tolist(),
         )
 
 

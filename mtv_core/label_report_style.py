@@ -24,11 +24,16 @@ a { color:var(--blue) } nav { display:flex; flex-wrap:wrap; gap:6px 18px; margin
 .check .share small { display:block; font-weight:400 } .check ul { margin:6px 0 0; padding-left:18px; font-size:13px }
 .thumbs { display:flex; flex-wrap:wrap; gap:8px; margin-top:8px; grid-column:1 / -1 } .thumb { width:132px }
 .cards { display:grid; grid-template-columns:repeat(auto-fill,minmax(300px,1fr)); gap:26px 24px } .cards p { margin:2px 0 0 }
-.cards .thumb { width:calc(50% - 4px) }
-.figures { display:grid; grid-template-columns:repeat(auto-fill,minmax(440px,1fr)); gap:30px 26px; align-items:start }
+.cards .thumb { width:calc(50% - 4px) } .cards .thumb.pair { width:100% } .thumb.pair { width:272px }
+.grid.four { grid-template-columns:repeat(auto-fill,minmax(230px,1fr)) }
+.grid.two { grid-template-columns:repeat(auto-fill,minmax(min(100%,440px),1fr)) }
+.grid.four figcaption { min-height:64px }
+.figures { display:grid; grid-template-columns:repeat(auto-fill,minmax(440px,1fr)); gap:30px 26px; align-items:start;
+  margin-top:24px }
 .figures.one { grid-template-columns:repeat(auto-fill,minmax(260px,1fr)) }
 @media (max-width:520px) { .figures, .figures.one { grid-template-columns:1fr } }
 .pair { display:grid; gap:6px; align-items:start } .pair.n2 { grid-template-columns:1fr 1fr }
+.pair.n3 { grid-template-columns:1fr 1fr 1fr } .pair > div { min-width:0 }
 .picture { position:relative; width:100%; max-height:420px; overflow:hidden; border-radius:4px; background:var(--card) }
 .picture img { width:100%; height:100%; display:block; object-fit:fill }
 .picture svg { position:absolute; inset:0; width:100%; height:100%; overflow:hidden }

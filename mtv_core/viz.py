@@ -174,26 +174,32 @@ def tile(row: Mapping[str, Any], before: Mapping[str, Any] | None = None, note: 
 
     Args:
         row: image, caption, and labels, which may be null or missing.
-        before: labels that it had before, shown above.
+        before: labels of one expert or more that it had before, shown beside those of now.
         note: a line above the caption.
     """
     image = _opened(row["image"])
-    pictures = [_labelled(image, labels) for labels in ([before] if before is not None else []) + [row]]
-    width, font = max(picture.width for picture in pictures), ImageFont.load_default(size=12)
-    words = ([note] if note else []) + _wrap(row.get("caption") or "", font, width)
-    paper = Image.new("RGB", (width, (TILE + 2) * len(pictures) + 16 * len(words) + 4), _BACKGROUND)
-    for i, picture in enumerate(pictures):
-        paper.paste(picture, (0, i * (TILE + 2)))
+    named = [("", _labelled(image, row))]
     if before is not None:
-        for i, said in enumerate(("before", "now")):
-            _patch(ImageDraw.Draw(paper), said, (0, (i + 1) * (TILE + 2) - 20), font)
+        named = [("", _labelled(image, {}))] if "depth" in before else []
+        for name, labels in (("before", before), ("now", row)):
+            named += [(name, _labelled(image, {**labels, "depth": None}))] if "boxes" in before else []
+            named += [(name, _depth_alone(labels["depth"], image))] if "depth" in before else []
+    width, font = sum(picture.width + 2 for _, picture in named) - 2, ImageFont.load_default(size=12)
+    words = ([note] if note else []) + _wrap(row.get("caption") or "", font, width)
+    paper = Image.new("RGB", (width, TILE + 16 * len(words) + 4), _BACKGROUND)
+    left = 0
+    for name, picture in named:
+        paper.paste(picture, (left, 0))
+        if name:
+            _patch(ImageDraw.Draw(paper), name, (left, picture.height - 18), font)
+        left += picture.width + 2
     for i, line in enumerate(words):
         ImageDraw.Draw(paper).text((0, paper.height - 16 * (len(words) - i) - 2), line, fill=_INK, font=font)
     return paper
 
 
 def _patch(draw: ImageDraw.ImageDraw, words: str, corner: tuple[int, int], font: Any) -> None:
-    draw.rectangle((*corner, corner[0] + font.getlength(words) + 8, corner[1] + 18), fill=_INK)
+    draw.rectangle((*corner, corner[0] + font.getlength(words) + 8, corner[1] + 17), fill=_INK)
     draw.text((corner[0] + 4, corner[1] + 1), words, fill=(255, 255, 255), font=font)
 
 
@@ -209,11 +215,23 @@ def _opened(data: bytes) -> Image.Image:
             return Image.new("RGB", (TILE, TILE), _UNKNOWN)
 
 
+def _depth_alone(depth: bytes | None, image: Image.Image) -> Image.Image:
+    size = _size(image)
+    if depth is None:
+        return Image.new("RGB", size, _UNKNOWN)
+    return colour_depth(decode(depth)).resize(size, Image.Resampling.BILINEAR)
+
+
+def _size(image: Image.Image) -> tuple[int, int]:
+    """What a picture is shown in: TILE high, and not too wide."""
+    scale = min(TILE / image.height, 3 * TILE / image.width)
+    return max(1, round(image.width * scale)), max(1, round(image.height * scale))
+
+
 def _labelled(image: Image.Image, labels: Mapping[str, Any]) -> Image.Image:
     depth = decode(labels["depth"]) if labels.get("depth") is not None else None
     # Drawn at the size it is shown in, so that lines and words are as thick on every picture.
-    scale = min(TILE / image.height, 3 * TILE / image.width)
-    scaled = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.LANCZOS)
+    scaled = image.resize(_size(image), Image.Resampling.LANCZOS)
     if labels.get("boxes") is None:
         return overlay(scaled, depth)
     return overlay(scaled, depth, labels["boxes"], labels.get("phrases"), labels.get("scores"))

@@ -10,6 +10,7 @@ from PIL import Image
 from prefect.artifacts import create_markdown_artifact
 
 from mtv_core import label_report
+from mtv_core.label_report_pages import START
 from mtv_core.label_report_rows import TITLES
 from mtv_core.report import StageRef, plain
 from mtv_core.store.table import Table
@@ -48,7 +49,7 @@ def artifacts(ref: StageRef, storage_options: Mapping[str, str] | None = None) -
     wanted = {name: uri for name, uri in ref.outputs.items() if name.startswith(PREFIX) and not name.endswith(".html")}
     files = reports.read(ref.model_copy(update={"outputs": wanted}), storage_options)
     files = {name.removeprefix("labels/"): content for name, content in files.items()}
-    start = ref.outputs.get(f"{PREFIX}{label_report.START}")
+    start = ref.outputs.get(f"{PREFIX}{START}")
     if (text := files.get("report.md")) is not None:
         where = f"\nPages with pictures: `{start}`\n" if start else ""
         create_markdown_artifact(text.decode() + where, key="label-report", description=f"What the labels are like: {ref.uri}")
