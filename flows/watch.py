@@ -2,59 +2,74 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prefect import flow, get_run_logger
 from prefect.events import emit_event
 
 from mtv_core.config import resolve_config, table_uri
 from mtv_core.data.sources.config import SourceConfig
+from mtv_core.labelling_config import LabelConfig
 from mtv_core.store.config import TableConfig
-
-EVENT = "mtv.expert.updated"
 
 
 @flow(name="mtv", description="Compare the experts' revisions with the accepted ones.")
 def watch_experts(
     sources: str | list[str | SourceConfig] | None = None,
     table: TableConfig | None = None,
+    label: LabelConfig | None = None,
     preset: str = "demo",
+    overrides: dict[str, Any] | None = None,
+    pinned: bool = False,
 ) -> list[str]:
     """Emit `mtv.expert.updated` for each expert whose current revision is not the one the table accepted. Returns their names.
 
-    Comparing with the table, and not with what was seen last time, makes up for events that were lost while the server was down.
+    Comparing with the table, and not with what was seen last time, makes up for events that were lost while the server was down. A revision
+    that was refused is passed over, and so is one for which a refresh is waiting, working, or suspended until somebody answers.
 
     Args:
         sources: only says which table, when `table.uri` is 'auto'.
         table: which table.
-        preset: names the experts; the refresh that the event starts uses the same one.
+        label: the experts, and how a new revision is tried; the refresh gets all of it.
+        preset: values to start from; the refresh that the event starts uses the same ones.
+        overrides: dotted key → value; the refresh gets them too.
+        pinned: announce experts as well that cannot change by themselves (blocks:…, a commit): the configuration names another one.
     """
-    from mtv_core import labelling
-    from mtv_core.store.table import Table
+    from tasks import watch
 
     logger = get_run_logger()
-    config = resolve_config(preset, {"sources": sources, "table": table}).config
+    config = resolve_config(preset, {"sources": sources, "table": table, "label": label}, overrides).config
     uri = table_uri(config)
     try:
-        accepted = Table.open(uri, config.table.storage_options).accepted()
+        found = watch.look(uri, config.label, config.table.storage_options, pinned=pinned)
     except FileNotFoundError:
         logger.info("there is no table at %s yet, so nothing is stale", uri)
         return []
-    changed = []
-    for expert, revision in labelling.revisions(config.label).items():
-        if expert not in accepted:
-            logger.info("%s: the table has no labels of it yet", expert)
+    for expert, said in found.said.items():
+        logger.info("%s: %s", expert, said)
+    announced = []
+    for update in found.updates:
+        if waiting := watch.unfinished(uri, update):
+            logger.info("%s: the refresh %s is about this revision; it is not announced again", update.expert, waiting)
             continue
-        before = accepted[expert].revision
-        if revision == before:
-            logger.info("%s: revision %s, as accepted", expert, revision)
-            continue
-        changed.append(expert)
-        logger.info("%s: revision %s, accepted is %s", expert, revision, before)
+        announced.append(update.expert)
         emit_event(
-            event=EVENT,
-            resource={"prefect.resource.id": f"mtv.expert.{expert}", "prefect.resource.name": expert, "mtv.table": uri},
-            payload={"expert": expert, "table": uri, "revision": revision, "accepted": before, "preset": preset},
+            event=watch.EVENT,
+            resource={"prefect.resource.id": f"mtv.expert.{update.expert}", "prefect.resource.name": update.expert, "mtv.table": uri},
+            payload={
+                "update": update.model_dump(mode="json"),
+                "preset": preset,
+                "sources": [source.model_dump(mode="json") for source in config.sources],
+                "table": {**config.table.model_dump(mode="json"), "uri": uri},
+                "label": config.label.model_dump(mode="json"),
+                "overrides": overrides or {},
+            },
         )
-    return changed
+    if found.problems:
+        raise ValueError(
+            f"cannot be looked up: {'; '.join(found.problems)}" + (f"; announced: {', '.join(announced)}" if announced else "")
+        )
+    return announced
 
 
 if __name__ == "__main__":

@@ -11,10 +11,13 @@ from typing import Any
 
 from prefect import Task, get_run_logger, task
 
+from mtv_core.canary import Canary
 from mtv_core.config import PipelineConfig
 from mtv_core.executor import Progress
+from mtv_core.labelling_plan import ExpertPlan
 from mtv_core.report import StageRef
-from tasks import artifacts
+from tasks import artifacts, gate
+from tasks import canary as canary_stage
 from tasks import evaluate as evaluate_stage
 from tasks import export as export_stage
 from tasks import ingest as ingest_stage
@@ -51,6 +54,14 @@ def label_task(run: Run, key: str, ingested: StageRef) -> StageRef:
     gallery = label_stage.gallery(run, ref)
     if gallery is not None:
         artifacts.picture("labels", gallery, "Labels: image, depth (near is bright), boxes with phrases and scores")
+    return ref
+
+
+@task(name="canary", task_run_name="canary-{expert}", **_STAGE)
+def canary_task(run: Run, key: str, expert: str, force: bool) -> StageRef:
+    """Some rows, labelled aside by a new revision → how its labels differ, and whether that may be."""
+    ref = canary_stage.try_out(run, expert, force, _progress(run, f"canary-{expert}"))
+    canary_stage.show(run, canary_stage.of(ref))
     return ref
 
 
@@ -112,6 +123,19 @@ def ingest(run: Run) -> StageRef:
 def label(run: Run, ingested: StageRef) -> StageRef:
     """Label, unless nothing is stale."""
     return _stage(run, "label", label_stage.key(run, ingested), label_task, lambda ref: label_stage.valid(run, ref), ingested=ingested)
+
+
+def canary(run: Run, expert: str, plan: ExpertPlan, force: bool = False) -> Canary:
+    """Try an expert's new revision on some rows, unless this run has."""
+    name = f"canary-{expert}"
+    ref = _stage(run, name, canary_stage.key(run, expert, plan), canary_task, lambda ref: True, expert=expert, force=force)
+    return canary_stage.of(ref)
+
+
+def decide(run: Run, canary: Canary) -> StageRef:
+    """Accept the revision or refuse it, as the thresholds or a person say; the flow run may be suspended for that."""
+    accepted, reason = gate.decide(run, canary)
+    return run.stage(f"gate-{canary.expert}", "", lambda: gate.apply(run, canary, accepted, reason))
 
 
 def refresh(run: Run) -> StageRef:

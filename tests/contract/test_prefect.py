@@ -28,6 +28,8 @@ from prefect.utilities.callables import parameter_schema
 from pydantic import BaseModel
 
 from infra.local import deploy
+from mtv_core.config import resolve_config
+from mtv_core.labelling_config import LabelConfig
 from mtv_core.report import StageRef
 from tasks import artifacts
 
@@ -177,12 +179,22 @@ def test_an_event_starts_the_refresh_of_the_table_it_names(client: SyncPrefectCl
         response = client.request("POST", "/automations/", json=trigger.as_automation().model_dump(mode="json"))
         response.raise_for_status()
     time.sleep(2)  # An automation is listened for a moment after it was made.
-    payload = {"expert": "depth", "table": "/tables/t 1", "revision": "d2", "accepted": "d1", "preset": "other"}
-    emit_event("mtv.expert.updated", resource={"prefect.resource.id": "mtv.expert.depth", "mtv.table": "/tables/t 1"}, payload=payload)
+    config = resolve_config("demo", {}, {"label.detection": None, "label.depth.model": '/models/it\'s {{ here }} "é" <&>'}).config
+    wanted = {
+        "preset": "other",
+        "sources": [source.model_dump(mode="json") for source in config.sources],
+        "table": {"uri": "/tables/t 1", "storage_options": {"aws_region": "eu"}},
+        "label": config.label.model_dump(mode="json"),
+        "overrides": {"compute.workers": 1},
+        "update": {"expert": "depth", "revision": "d2", "accepted": "d1"},
+    }
+    emit_event("mtv.expert.updated", resource={"prefect.resource.id": "mtv.expert.depth", "mtv.table": "/tables/t 1"}, payload=wanted)
     deadline = time.monotonic() + 60
     while not (runs := runs_of(client, deployment)) and time.monotonic() < deadline:
         time.sleep(0.3)
-    assert [run.parameters for run in runs] == [{"preset": "other", "table": {"uri": "/tables/t 1"}}]
+    assert [run.parameters for run in runs] == [wanted]
+    again = resolve_config("demo", {"label": LabelConfig.model_validate(runs[0].parameters["label"])}, wanted["overrides"]).config
+    assert again.label == config.label
 
 
 def test_pool_automations_and_limit_are_made_once_and_the_users_limit_stays(client: SyncPrefectClient, prefect_server: str) -> None:
