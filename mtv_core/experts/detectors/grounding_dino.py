@@ -9,6 +9,7 @@ Shapes: B texts of a batch, T queries (one box each), L tokens of a text, Q phra
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,13 +65,19 @@ class GroundingDinoDetector:
         self.max_tokens: int = self.model.config.max_text_len
 
     def __call__(self, images: Sequence[Image.Image], phrases_of: Sequence[Sequence[str]]) -> list[Candidates]:
-        """The boxes of every query. Phrases that do not fit into one text are asked in several, each of which has boxes of its own."""
-        texts = [text for picture, phrases in enumerate(phrases_of) for text in self._texts(picture, phrases)]
+        """The boxes of every query. Phrases that do not fit into one text are asked in several, each of which has boxes of its own.
+
+        Only pictures that the processor resizes to the same size go through the model together. Beside a larger one a picture is padded,
+        and though a pixel mask says so, the model's group norms see it: its labels would depend on its neighbours.
+        """
+        pixels_of = [self.processor.image_processor(images=[image], return_tensors="pt")["pixel_values"] for image in images]
+        groups: dict[tuple[int, ...], list[_Text]] = defaultdict(list)
+        for picture, phrases in enumerate(phrases_of):
+            groups[tuple(pixels_of[picture].shape)].extend(self._texts(picture, phrases))
         parts: list[list[Candidates]] = [[] for _ in images]
         # Never more texts at once than there are pictures: the caller chose how many fit into memory.
-        for first in range(0, len(texts), len(images)):
-            some = texts[first : first + len(images)]
-            for text, found in zip(some, self._forward([images[text.picture] for text in some], some), strict=True):
+        for texts in (group[first : first + len(images)] for group in groups.values() for first in range(0, len(group), len(images))):
+            for text, found in zip(texts, self._forward([pixels_of[text.picture] for text in texts], texts), strict=True):
                 parts[text.picture].append(found)
         return [_joined(part) for part in parts]
 
@@ -92,20 +99,18 @@ class GroundingDinoDetector:
             text.ids.append(self.last)
         return texts
 
-    def _forward(self, images: Sequence[Image.Image], texts: Sequence[_Text]) -> list[Candidates]:
-        """One forward pass: a picture for each text.
+    def _forward(self, pixels: Sequence[Tensor], texts: Sequence[_Text]) -> list[Candidates]:
+        """One forward pass of a text each and the picture [1, 3, H, W] it is asked of; pictures are of one size.
 
-        The processor resizes to a shortest edge and pads the batch at the bottom and the right; boxes are normalised by the picture
-        without its padding, which the model learns from the pixel mask. So they need no mapping back, only clipping.
+        Boxes are normalised by the resized picture, which has its proportions: they need no mapping back, only clipping.
         """
-        inputs = self.processor.image_processor(images=list(images), return_tensors="pt")
+        pixels_BCHW = torch.cat(list(pixels))
         longest = max(len(text.ids) for text in texts)
         padding = self.processor.tokenizer.pad_token_id
         ids_BL = torch.tensor([[*text.ids, *[padding] * (longest - len(text.ids))] for text in texts])
         mask_BL = torch.tensor([[1] * len(text.ids) + [0] * (longest - len(text.ids)) for text in texts])
         outputs = self.model(
-            pixel_values=inputs["pixel_values"].to(self.device, self.dtype),
-            pixel_mask=inputs["pixel_mask"].to(self.device),
+            pixel_values=pixels_BCHW.to(self.device, self.dtype),
             input_ids=ids_BL.to(self.device),
             token_type_ids=torch.zeros_like(ids_BL).to(self.device),
             attention_mask=mask_BL.to(self.device),
