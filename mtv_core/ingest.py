@@ -107,7 +107,7 @@ def run(
         ingest_report.finish(table, config)
         _tidy(table, lease, killed or bool(pending), killed)
     known = table.ledger.latest()
-    skipped = sum(known[shard.uri].rows_out for shard in found if shard.id not in committed.shards and shard.uri in known)
+    skipped = sum(known[shard.uri].rows_out for shard in found if shard.uri in known and known[shard.uri].shard not in committed.shards)
     return _result(table, committed, StageReport(rows_skipped=skipped))
 
 

@@ -337,6 +337,7 @@ class TestChangedShards:
         assert run(tmp_path / "t", tmp_path / "in").notes == []
         result = run(tmp_path / "t", tmp_path / "in", verify="content")
         assert "3 rows are new, 0 are as before; 3 rows of the table" in result.notes[0]
+        assert (result.report.rows_in, result.report.rows_out, result.report.rows_skipped) == (3, 3, 3)
         assert len(rows(tmp_path / "t")) == 9
         for verify in ("stat", "content"):
             again = run(tmp_path / "t", tmp_path / "in", verify=verify)
