@@ -39,7 +39,7 @@ from mtv_core.store.preflight import check_store
 from mtv_core.store.table import Table
 from mtv_core.store.view import View
 
-__all__ = ["Canary", "GateCheck", "GateConfig", "accept", "latest", "pending", "reject", "try_out"]
+__all__ = ["Canary", "GateCheck", "GateConfig", "accept", "latest", "proposed", "reject", "try_out"]
 
 FOLDER = "_reports/canary"
 SHOWN = 12  # rows of which a picture is drawn because they changed most, and as many by chance
@@ -105,7 +105,7 @@ class _Proposal:
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def pending(
+def proposed(
     table_uri: str,
     config: LabelConfig,
     storage_options: Mapping[str, str] | None = None,
@@ -113,10 +113,8 @@ def pending(
     force: bool = False,
     names: Collection[str] | None = None,
 ) -> list[str]:
-    """The experts that `try_out` would label rows with: without any it needs no worker. Arguments and errors as there."""
-    table = Table.open(table_uri, storage_options)
-    proposals = _proposals(table, config, force, names)
-    return [one.name for one in proposals if _known(table, one, one.key(table.version, config.gate)) is None]
+    """The experts that `try_out` has a canary of. Loads nothing; arguments and errors as there."""
+    return [one.name for one in _proposals(Table.open(table_uri, storage_options), config, force, names)]
 
 
 def latest(

@@ -65,9 +65,9 @@ def _expert(name: str, plan: ExpertPlan) -> None:
 
 def _tracked(plan: ExpertPlan) -> str:
     if plan.refusal is not None:
-        return f"{plan.tracked}  refused before; label.accept: immediate takes it all the same"
+        return f"{plan.tracked}  refused before; `mtv refresh --force` tries it again"
     if plan.proposed:
-        return f"{plan.tracked}  not accepted; label.accept: immediate labels every row with it"
+        return f"{plan.tracked}  not accepted; `mtv refresh` tries it and labels every row with it if it passes"
     return plan.tracked
 
 

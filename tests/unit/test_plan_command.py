@@ -65,11 +65,11 @@ def test_a_proposal_and_a_refusal_are_told_apart(table: Table) -> None:
     options = ["--set", "label.depth.model=blocks:depth-r2"]
     revision = plan(table.uri, config("blocks:depth-r2"))["depth"].tracked
     text = said(table, *options)
-    assert f"{revision}  not accepted; label.accept: immediate labels every row with it" in text
+    assert f"{revision}  not accepted; `mtv refresh` tries it and labels every row with it if it passes" in text
     assert "28 rows in 4 fragments" in text
     table.reject("depth", revision, "AbsRel 0.3 > 0.1")
     text = said(table, *options)
-    assert f"{revision}  refused before; label.accept: immediate takes it all the same" in text
+    assert f"{revision}  refused before; `mtv refresh --force` tries it again" in text
     assert "AbsRel 0.3 > 0.1" in text
 
 

@@ -1,0 +1,110 @@
+"""Refresh, here and now: what is proposed is tried and decided on, then what is stale is labelled. Knows nothing of Prefect.
+
+    plan → canary → gate → accept or refuse → relabel
+
+Every step can be run again: a canary that is there is not made twice, what is accepted stays accepted, and labels that are not stale are
+not made again. So a refresh that is killed anywhere ends as one that was not, when it is run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Literal
+
+from pydantic import BaseModel
+
+from mtv_core import canary as core
+from mtv_core.canary import Canary
+from mtv_core.executor import Progress
+from mtv_core.faults import fault_point
+from mtv_core.labelling_plan import ExpertPlan
+from mtv_core.report import StageRef
+from tasks import label as label_stage
+from tasks.cluster import on_demand
+from tasks.run import Run
+
+
+class Decision(BaseModel, frozen=True, extra="forbid"):
+    """What became of a canary."""
+
+    expert: str
+    revision: str
+    verdict: Literal["accepted", "refused", "waiting"]
+    reason: str
+
+
+def plans(run: Run) -> dict[str, ExpertPlan]:
+    """Where the labels stand, by expert. Changes nothing, loads no weights; raises as `mtv_core.labelling_plan.plan`."""
+    from mtv_core import labelling_plan
+
+    return labelling_plan.plan(run.table, run.label_config, run.config.table.storage_options)
+
+
+def canaries(
+    run: Run, progress: Progress, *, names: Collection[str] | None = None, force: bool = False, seen: bool = False
+) -> list[Canary]:
+    """Try what is proposed. Without anything to try no cluster is started.
+
+    Args:
+        run: whose configuration says what the experts are.
+        progress: told how many rows are done.
+        names: only these experts.
+        force: refused revisions too.
+        seen: a canary of the same revisions that is there already will do, even if rows were appended since: it is what a person saw.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: as `mtv_core.canary.try_out`.
+    """
+    options = run.config.table.storage_options
+    found = core.latest(run.table, run.label_config, options, force=force, names=names) if seen else []
+    there = {canary.expert for canary in found}
+    left = [name for name in core.proposed(run.table, run.label_config, options, force=force, names=names) if name not in there]
+    if left:
+        with on_demand(run.config.compute) as executor:
+            found += core.try_out(run.table, run.label_config, executor, progress, options, force=force, names=left)
+    return found
+
+
+def decide(run: Run, canary: Canary, decision: Literal["approve", "reject"] | None = None, reason: str = "") -> Decision:
+    """Accept or refuse a canary's revision: as a person says, else as the thresholds do, unless a person has to.
+
+    Args:
+        run: whose `label.gate` is asked.
+        canary: what was tried.
+        decision: of a person; it counts more than the thresholds.
+        reason: of a refusal by a person.
+
+    Raises:
+        ValueError, OSError: as `mtv_core.canary.accept` and `reject`.
+    """
+    options = run.config.table.storage_options
+    if decision is None and run.label_config.gate.approval:
+        return Decision(expert=canary.expert, revision=canary.revision, verdict="waiting", reason="label.gate.approval: a person decides")
+    if decision == "approve" or (decision is None and canary.passed):
+        core.accept(run.table, canary, run.label_config, options)
+        fault_point("refresh.accepted")
+        passed = f"{len(canary.checks)} checks passed" if canary.passed else f"although checks failed: {canary.reason}"
+        said = f"by a person, {passed}" if decision == "approve" else passed
+        return Decision(expert=canary.expert, revision=canary.revision, verdict="accepted", reason=said)
+    said = f"by a person: {reason or 'no reason given'}" if decision == "reject" else canary.reason
+    core.reject(run.table, canary, said, options)
+    return Decision(expert=canary.expert, revision=canary.revision, verdict="refused", reason=said)
+
+
+def relabel(run: Run, progress: Progress) -> StageRef:
+    """Label what is stale and tag the table; where nothing is, no cluster is started and no weights are loaded. Raises as `mtv label`."""
+    return label_stage.label(run, "", progress)
+
+
+def changed(ref: StageRef) -> bool:
+    """Whether a relabelling labelled anything."""
+    return bool(ref.report.rows_out or ref.report.rows_rejected)
+
+
+def refusals(plans: dict[str, ExpertPlan], names: Sequence[str] | None) -> list[str]:
+    """Why tracked revisions are not proposed again, a line each."""
+    return [
+        f"{name}: revision {one.tracked} was refused on {one.refusal.at[:10]} ({one.refusal.reason}); --force tries it again"
+        for name, one in plans.items()
+        if one.refusal is not None and (names is None or name in names)
+    ]
