@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -54,12 +55,19 @@ class QuickExpert:
     """Labels that follow from the picture, the caption and the revision alone, in no time. The revision is the real expert's."""
 
     license = "unknown"
+    extra_columns: tuple[str, ...] = ()
 
     def __init__(self, name: str, expert: ExpertConfig) -> None:
         self.name, self.revision, self.schema = name, experts.revision(name, expert), LABELS[name]
         self.calls: list[int] = []
+        self.counts: Counter[str] = Counter()
 
-    def __call__(self, images: Sequence[Image.Image], captions: Sequence[str]) -> pa.RecordBatch:
+    def phrases_in(self, rows: pa.RecordBatch) -> list[list[str]] | None:
+        return None
+
+    def __call__(
+        self, images: Sequence[Image.Image], captions: Sequence[str], phrases: Sequence[Sequence[str] | None] | None = None
+    ) -> pa.RecordBatch:
         self.calls.append(len(images))
         return pa.RecordBatch.from_pylist([self.label(*pair) for pair in zip(images, captions, strict=True)], schema=self.schema)
 

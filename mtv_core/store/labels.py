@@ -8,6 +8,7 @@ The file's name says of which revision it is, and with `-whole` that no row is l
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from lance import LanceDataset, LanceFragment, LanceOperation
 from lance.commit import CommitConflictError
-from lance.file import LanceFileWriter
+from lance.file import LanceFileReader, LanceFileWriter
 from lance.fragment import DataFile
 from pydantic import BaseModel, Field
 
@@ -103,42 +104,115 @@ def stage(
 ) -> StagedLabels:
     """See `Table.stage_labels`."""
     schema = label_schema(expert)
-    fragment = table.fragment(table.dataset(version), fragment_id)
-    physical_rows = fragment.physical_rows
-    # Lance would commit a file of another length, and every read of the column would fail from then on.
+    physical_rows = table.fragment(table.dataset(version), fragment_id).physical_rows
     if batch.num_rows != physical_rows:
         raise ValueError(f"fragment {fragment_id} has {physical_rows} physical rows, the {expert} labels {batch.num_rows}")
     batch = batch.select(schema.names).cast(schema)
-    written = batch[f"{expert}_rev"].drop_null()
-    found = set(written.unique().to_pylist())
+    found = set(batch[f"{expert}_rev"].drop_null().unique().to_pylist())
     if revision is None and len(found) == 1:
         revision = found.pop()
     if revision is None or (found - {revision} and not mixed):
         raise ValueError(f"labels of one fragment carry one revision; these carry {sorted(found) or 'none'}")
-    # A new name each time: a worker that everybody thought dead must not overwrite a file that is published by now.
-    one = not found - {revision}
-    whole = _WHOLE if one and (len(written) == physical_rows or _is_whole(fragment, batch[f"{expert}_rev"])) else ""
-    name = f"label-{expert}-{revision}-{version}-{fragment_id}-{secrets.token_hex(4)}{whole}.lance"
-    uri = f"{table.samples_uri}/data/{name}"
-    try:
-        with LanceFileWriter(uri, schema, version=STORAGE_VERSION, storage_options=table.lance_options) as writer:
-            for part in batch.to_batches(max_chunksize=_BATCH_ROWS):
-                writer.write_batch(part)
-        staged = StagedLabels(
-            expert=expert,
-            revision=revision,
-            version=version,
-            fragment_id=fragment_id,
-            physical_rows=physical_rows,
-            num_labelled=len(written),
-            data_file=name,
-            bytes_written=table.files.size(f"samples.lance/data/{name}"),
-            rejects=list(rejects),
-        )
-        table.files.write(staged.record, staged.model_dump_json().encode())
-    except OSError as error:
-        raise explain(error, table.uri) from error
-    return staged
+    with LabelWriter(table, expert, version, fragment_id, revision, mixed) as writer:
+        for part in batch.to_batches(max_chunksize=_BATCH_ROWS):
+            writer.write(part)
+        return writer.finish(rejects)
+
+
+class LabelWriter:
+    """See `Table.label_writer`. What is left without `finish` is a file that no record and no manifest names; it is removed."""
+
+    def __init__(self, table: Table, expert: str, version: int, fragment_id: int, revision: str, mixed: bool = False) -> None:
+        self._table, self._expert, self._version, self._fragment_id = table, expert, version, fragment_id
+        self._revision, self._mixed, self._schema = revision, mixed, label_schema(expert)
+        self._fragment = table.fragment(table.dataset(version), fragment_id)
+        self._written: list[pa.Array] = []  # revisions, row by row
+        self._name = self._new_name(whole=True)  # as most are; what turns out not to be gets another name
+        self._writer: LanceFileWriter | None = None
+        self._finished = False
+
+    def __enter__(self) -> LabelWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if not self._finished and self._writer is not None:
+            with contextlib.suppress(Exception):  # the store may be what failed
+                self._writer.close()
+            with contextlib.suppress(Exception):
+                self._table.files.remove(f"samples.lance/data/{self._name}")
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """The next rows: the columns of `label_schema(expert)`.
+
+        Raises:
+            OSError: the table cannot be written.
+        """
+        self._written.append(batch.column(f"{self._expert}_rev"))
+        try:
+            if self._writer is None:
+                self._writer = self._open(self._name)
+            self._writer.write_batch(batch)
+        except OSError as error:
+            raise explain(error, self._table.uri) from error
+
+    def finish(self, rejects: Sequence[Reject] = ()) -> StagedLabels:
+        """Record that the file is complete.
+
+        Raises:
+            ValueError: it has another number of rows than the fragment, or rows of another revision without `mixed`.
+            OSError: the table cannot be written.
+        """
+        revisions = pa.chunked_array(self._written, pa.string())
+        physical_rows = self._fragment.physical_rows
+        # Lance would commit a file of another length, and every read of the column would fail from then on.
+        if len(revisions) != physical_rows:
+            raise ValueError(f"fragment {self._fragment_id} has {physical_rows} physical rows, the {self._expert} labels {len(revisions)}")
+        others = set(revisions.drop_null().unique().to_pylist()) - {self._revision}
+        if others and not self._mixed:
+            raise ValueError(f"labels of one fragment carry one revision; these carry {sorted(others | {self._revision})}")
+        try:
+            if self._writer is None:  # a fragment without a row
+                self._writer = self._open(self._name)
+            self._writer.close()
+            if others or not _is_whole(self._fragment, revisions):
+                self._rename(self._new_name(whole=False))
+            staged = StagedLabels(
+                expert=self._expert,
+                revision=self._revision,
+                version=self._version,
+                fragment_id=self._fragment_id,
+                physical_rows=physical_rows,
+                num_labelled=len(revisions) - revisions.null_count,
+                data_file=self._name,
+                bytes_written=self._table.files.size(f"samples.lance/data/{self._name}"),
+                rejects=list(rejects),
+            )
+            self._table.files.write(staged.record, staged.model_dump_json().encode())
+        except OSError as error:
+            raise explain(error, self._table.uri) from error
+        self._finished = True
+        return staged
+
+    def _new_name(self, whole: bool) -> str:
+        """A new name each time: a worker that everybody thought dead must not overwrite a file that is published by now."""
+        parts = (self._expert, revision_name(self._revision), self._version, self._fragment_id, secrets.token_hex(4))
+        return f"label-{'-'.join(map(str, parts))}{_WHOLE if whole else ''}.lance"
+
+    def _uri(self, name: str) -> str:
+        return f"{self._table.samples_uri}/data/{name}"
+
+    def _open(self, name: str) -> LanceFileWriter:
+        return LanceFileWriter(self._uri(name), self._schema, version=STORAGE_VERSION, storage_options=self._table.lance_options)
+
+    def _rename(self, name: str) -> None:
+        """Copied, since object stores know no renaming; it happens where rows failed for now."""
+        old = self._name
+        reader = LanceFileReader(self._uri(old), storage_options=self._table.lance_options)
+        with self._open(name) as writer:
+            for batch in reader.read_all(batch_size=_BATCH_ROWS).to_batches():
+                writer.write_batch(batch)
+        self._name = name
+        self._table.files.remove(f"samples.lance/data/{old}")
 
 
 def _is_whole(fragment: LanceFragment, revisions: pa.ChunkedArray) -> bool:

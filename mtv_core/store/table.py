@@ -28,7 +28,7 @@ from mtv_core.store import labels, tombstones
 from mtv_core.store.accepted import Accepted, Rejected
 from mtv_core.store.dataset import append_rows, explain, open_dataset
 from mtv_core.store.label_state import LabelState
-from mtv_core.store.labels import StagedLabels, StalePlan
+from mtv_core.store.labels import LabelWriter, StagedLabels, StalePlan
 from mtv_core.store.ledger import Ledger
 from mtv_core.store.rejects import RejectLog
 from mtv_core.store.view import View
@@ -196,6 +196,13 @@ class Table:
             ValueError: a wrong number of rows, or more than one revision without `mixed`.
         """
         return labels.stage(self, expert, version, fragment_id, batch, rejects, revision, mixed)
+
+    def label_writer(self, expert: str, version: int, fragment_id: int, revision: str) -> LabelWriter:
+        """`stage_labels` piece by piece, for a worker that labels the next rows meanwhile: a context with `write` and `finish`.
+
+        Without `finish` nothing is staged.
+        """
+        return LabelWriter(self, expert, version, fragment_id, revision)
 
     def staged(self, expert: str, revision: str, version: int | None = None) -> list[StagedLabels]:
         """Labels that a killed run staged and that are still of use at a version: commit them instead of computing them again."""

@@ -20,6 +20,7 @@ from mtv_core.executor import Outcome, SerialExecutor
 from mtv_core.experts.source import WEIGHTS
 from mtv_core.labelling import LabellingIncompleteError
 from mtv_core.labelling_config import LabelConfig
+from mtv_core.store.labels import LabelWriter
 from mtv_core.store.table import Table
 
 SERIAL = SerialExecutor()
@@ -238,7 +239,7 @@ def test_a_full_disk_ends_the_run_at_once(table: Table, quick: list[QuickExpert]
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "no space left; free some")
 
-    monkeypatch.setattr(Table, "stage_labels", full)
+    monkeypatch.setattr(LabelWriter, "write", full)
     with pytest.raises(OSError, match="no space left"):
         run(table)
     assert sum(len(expert.calls) for expert in quick) == 2  # one fragment's two batches
@@ -249,11 +250,11 @@ def test_a_mistake_of_ours_in_every_fragment_is_not_tried_to_the_end(
 ) -> None:
     table, tried = make_table(tmp_path / "many", count=24, rows_per_fragment=1), []
 
-    def broken(_: Table, expert: str, *rest: object) -> None:
-        tried.append(expert)
+    def broken(*_: object) -> None:
+        tried.append(1)
         raise AssertionError("a mistake")
 
-    monkeypatch.setattr(Table, "stage_labels", broken)
+    monkeypatch.setattr(LabelWriter, "finish", broken)
     with pytest.raises(LabellingIncompleteError, match="on fragment 0: AssertionError: a mistake"):
         run(table)
     assert len(tried) < 40  # of 48
