@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 import mtv_core
-from flows.commands import blocks, config, data, failures, forget, labels, lineage, pipeline, plan, runs, services, stages
+from flows.commands import blocks, config, data, failures, forget, labels, lineage, pipeline, plan, refresh, runs, services, show, stages
 from flows.commands.console import err, fail, show_problems
 from mtv_core.config import ConfigError
 from mtv_core.report import plain
@@ -34,9 +34,11 @@ for _panel, _commands in _PANELS.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)
 app.add_typer(labels.app, name="label", rich_help_panel="Stages")
+app.command("refresh", rich_help_panel="Stages")(refresh.refresh)
 app.command("runs", rich_help_panel="Look")(runs.list_runs)
 app.command("lineage", rich_help_panel="Look")(lineage.lineage)
 app.command("plan", rich_help_panel="Look")(plan.plan)
+app.command("show", rich_help_panel="Look")(show.show)
 app.add_typer(config.app, name="config", rich_help_panel="Look")
 app.command("failures", rich_help_panel="Data")(failures.failures)
 app.command("forget", rich_help_panel="Data")(forget.forget)
