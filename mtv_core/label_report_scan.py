@@ -92,14 +92,14 @@ def scan(view: View, shown: int = SHOWN, sample: int = SAMPLE, revision: str | N
                 "none": facts.filter(pc.equal(facts["boxes"], 0)),
             }
         for name, rows in groups.items():
-            kept[name] = _first(name, pa.concat_tables([kept[name], rows]) if name in kept else rows, max(shown, sample))
+            kept[name] = _first(name, kept.get(name), rows, sample if name == "sample" else shown)
         found.rows += batch.num_rows
     if "sample" in kept:
-        chosen = kept.pop("sample").slice(0, sample)
+        chosen = kept.pop("sample")
         found.sample = chosen["position"].to_pylist()
         found.uids = chosen["uid"].to_pylist()
         found.slices["random"] = found.sample[:shown]
-    found.slices |= {name: rows["position"].to_pylist()[:shown] for name, rows in kept.items() if rows.num_rows}
+    found.slices |= {name: rows["position"].to_pylist() for name, rows in kept.items() if rows.num_rows}
     return found
 
 
@@ -120,8 +120,18 @@ def _facts(batch: pa.RecordBatch, first: int) -> pa.Table:
     return pa.table(columns)
 
 
-def _first(name: str, rows: pa.Table, count: int) -> pa.Table:
+def _first(name: str, kept: pa.Table | None, rows: pa.Table, count: int) -> pa.Table:
+    """The first `count` rows in the order of a group, of those that are kept and new ones."""
     order = _ORDERS[name]
+    if kept is not None:
+        if kept.num_rows == count:
+            if not count:
+                return kept
+            # Nearly all rows of a large table end here: sorting is for those that may come before the last one that is kept.
+            column, direction = order[0]
+            better = pc.less_equal if direction == "ascending" else pc.greater_equal
+            rows = rows.filter(better(rows[column], kept[column][-1]))
+        rows = pa.concat_tables([kept, rows])
     return rows.take(pc.select_k_unstable(rows, min(count, rows.num_rows), sort_keys=order)) if rows.num_rows else rows
 
 
