@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -132,10 +133,10 @@ class TestLabels:
         failing: set[str] = set()
 
         class Odd(QuickExpert):
-            def __call__(self, images: Sequence[Image.Image], captions: Sequence[str]) -> pa.RecordBatch:
+            def __call__(self, images: Sequence[Image.Image], captions: Sequence[str], phrases: Any = None) -> pa.RecordBatch:
                 if self.name == "depth" and failing & {*captions}:
                     raise RuntimeError("odd picture")
-                return super().__call__(images, captions)
+                return super().__call__(images, captions, phrases)
 
         def load(name: str, expert: ExpertConfig) -> QuickExpert:
             return Odd(name, expert)
