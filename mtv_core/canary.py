@@ -31,8 +31,8 @@ from mtv_core.experts import source
 from mtv_core.experts.config import ExpertConfig
 from mtv_core.faults import fault_point
 from mtv_core.labelling_config import LabelConfig
+from mtv_core.labelling_failures import ExpertUnavailableError
 from mtv_core.labelling_plan import Work, estimate
-from mtv_core.labelling_worker import ExpertUnavailableError
 from mtv_core.store import locks
 from mtv_core.store.accepted import Accepted
 from mtv_core.store.preflight import check_store

@@ -13,7 +13,8 @@ from mtv_core.canary_rows import Row, compare, compare_others, has_label
 from mtv_core.data.schema import LABELS
 from mtv_core.experts.base import Expert
 from mtv_core.experts.config import ExpertConfig
-from mtv_core.labelling_worker import Failure, label_rows, loaded
+from mtv_core.labelling_failures import Failure
+from mtv_core.labelling_worker import label_rows, loaded
 from mtv_core.store.view import View
 
 
