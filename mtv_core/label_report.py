@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from mtv_core import label_report_pages as pages
 from mtv_core import viz
-from mtv_core.data.schema import LABELS
+from mtv_core.data.schema import label_schema
 from mtv_core.experts.config import DetectionExpertConfig
 from mtv_core.ingest_gallery import jpeg
 from mtv_core.label_report_facts import Boxes, ExpertFacts, LabelReport
@@ -190,7 +190,7 @@ def groups_of(view: View, experts: Sequence[str], overview: Overview, changed: M
                     (name,),
                     [place[old["uid"]] for _, old in ranked],
                     [_CHANGED[name].format(amount) for amount, _ in ranked],
-                    [{column: old[column] for column in LABELS[name].names} for _, old in ranked],
+                    [{column: old[column] for column in label_schema(name).names} for _, old in ranked],
                 )
             )
     return found

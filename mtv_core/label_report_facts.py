@@ -26,7 +26,7 @@ class ExpertFacts(BaseModel, frozen=True, extra="forbid"):
     @property
     def labelled(self) -> int:
         """Rows that have a label of the revision."""
-        return max(self.stored.get(self.revision, 0) - self.without, 0)
+        return max(self.stored.get(self.revision, 0) - self.without, 0) if self.revision else 0
 
     @property
     def waiting(self) -> int:

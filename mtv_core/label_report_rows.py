@@ -97,4 +97,4 @@ def find(view: View, names: Sequence[str]) -> list[int]:
             raise ValueError(
                 f"{name} may be any of {', '.join(sorted(rows)[: _NAMED - 1])}{', …' if len(rows) == _NAMED else ''}: say more of it"
             )
-    return [position for rows in found.values() for position in rows.values()]
+    return list(dict.fromkeys(position for rows in found.values() for position in rows.values()))

@@ -59,7 +59,8 @@ def show(
     config = resolve_options(preset, sources, table, options).config
     store = Table.open(table_uri(config), config.table.storage_options)
     view = store.at(store.uri, tag=tag, version=at, storage_options=store.storage_options)
-    accepted = {each: known.revision for each, known in store.accepted(store.dataset(view.version)).items()}
+    known = store.accepted(store.dataset(view.version))
+    accepted = {each: one.revision for each, one in known.items()}
     experts = [expert] if expert is not None else None
     groups = [label_show.named(view, uids, experts)] if uids else label_show.choose(store, view, name or "random", experts, count, before)
     shown: list[tuple[Shown, list[dict[str, Any]]]] = []
@@ -77,6 +78,9 @@ def show(
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
         return
     out.print(f"{escape(store.uri)}  version {view.version}" + (f"  tag {escape(tag)}" if tag else ""))
+    for each, one in known.items():
+        if expert in (None, each):
+            _line(each, f"{one.revision}  {one.source.get('model', '')}  licence {one.source.get('license', 'unknown')}")
     for group, rows_of in shown:
         _say(group, rows_of, accepted)
     if not any(rows for _, rows in shown):
@@ -161,4 +165,4 @@ def _revision(expert: str, row: Mapping[str, Any], accepted: Mapping[str, str]) 
 def _line(name: str, text: str) -> None:
     """A line of the data's own words: no markup, and nothing that a terminal obeys."""
     printable = "".join(letter if letter.isprintable() else "·" for letter in text)
-    out.print(f"  {name:<8} {escape(printable)}")
+    out.print(f"  {name:<9} {escape(printable)}")

@@ -43,6 +43,7 @@ def test_one_pass_finds_what_sorting_all_rows_finds(tmp_path: Path, seed: int) -
     random = np.random.default_rng(seed)
     scores = [None if random.random() < 0.2 else random.random(random.integers(0, 5)).astype(np.float32).tolist() for _ in range(15)]
     view = Table.at(labelled(tmp_path, scores).uri)
+    assert len(list(view.scan(["uid"]))) > 4, "what is kept is compared over batches"
     found = scan(view, shown=4, sample=6)
     uids = view.take(range(15), ["uid"])["uid"].to_pylist()
     by_uid = sorted(range(15), key=lambda i: uids[i])
