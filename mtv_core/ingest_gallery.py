@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
+import importlib.util
 import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont
@@ -98,6 +101,11 @@ def sheet(tiles: Sequence[Thumbnail], columns: int = COLUMNS) -> Image.Image | N
 
 @functools.cache
 def _font() -> _Font:
+    """Matplotlib's, which knows accents, Cyrillic, Greek and Arabic; Pillow's own has no letter beyond ASCII."""
+    found = importlib.util.find_spec("matplotlib")  # not imported, which takes long
+    if found is not None and found.origin is not None:
+        with contextlib.suppress(OSError):
+            return ImageFont.truetype(str(Path(found.origin).with_name("mpl-data") / "fonts/ttf/DejaVuSans.ttf"), 11)
     return ImageFont.load_default(size=12)
 
 

@@ -333,6 +333,12 @@ class TestPictures:
         assert sheet.width == 2 * (ingest_gallery.CELL + 10) + 10
         assert ingest_gallery.sheet([]) is None
 
+    @pytest.mark.parametrize("letter", "aéßñłжΩع")
+    def test_letters_of_captions_are_no_boxes(self, letter: str) -> None:
+        font = ingest_gallery._font()
+        box, mask = font.getmask("\uffff"), font.getmask(letter)
+        assert (mask.size, bytes(mask)) != (box.size, bytes(box))
+
     def test_one_that_cannot_be_read_costs_only_itself(self) -> None:
         data = [picture(1), picture(2)[:200], b"nothing"]
         tiles = ingest_gallery.thumbnails(pa.Table.from_pylist([{"uid": "u", "image": image, "caption": "c"} for image in data]))
