@@ -44,7 +44,7 @@ FOLDER = "_reports/labels"
 _ON_A_SHEET = 12
 _THUMBNAILS = 4
 _DROPPED = "detection_filter_"
-_CHANGED = {"depth": "changed by {:.2f} of its range", "detection": "changed by {:.2f}: 1 − mean IoU"}
+_CHANGED = {"depth": "changed by {:.2f} of its range", "detection": "changed by {:.2f} (1 − mean IoU)"}
 
 
 @dataclass(frozen=True)

@@ -222,13 +222,19 @@ def _phrase_list(title: str, note: str, phrases: Sequence[PhraseFacts]) -> str:
     for one in phrases:
         cells = [number(one.boxes), f"{one.score:.2f}" if one.score is not None else ""] if boxes else []
         cells += [number(one.asked) if one.asked is not None else ""] if known else []
-        cells += [share(one.found, one.asked) if one.asked else number(one.found)] if boxes else []
+        cells += [found_in(one)] if boxes else []
         lines.append(f'<tr><th dir="auto">{escape(one.phrase[:120])}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
     return (
         f'<figure class="phrases"><figcaption><h3>{escape(title) or "&nbsp;"}</h3><p>{escape(note) or "&nbsp;"}</p></figcaption>'
         f"<table><thead><tr><th>phrase</th>"
         f"{''.join(f'<th>{name}</th>' for name in head)}</tr></thead><tbody>{''.join(lines)}</tbody></table></figure>"
     )
+
+
+def found_in(phrase: PhraseFacts) -> str:
+    """In which share of the pictures it was found, of those in which it was looked for; the number, where that is not known."""
+    known = phrase.asked is not None and phrase.found <= phrase.asked
+    return share(phrase.found, phrase.asked or 1) if known else number(phrase.found)
 
 
 def _checks(report: LabelReport, thumbnails: Mapping[str, Sequence[str]]) -> str:

@@ -22,8 +22,10 @@ from mtv_core.label_report_rows import Row
 SIDE = 360  # px at most of a picture on a page
 _LISTED = 40  # boxes that are named on a page
 _DRAWN = 200  # and drawn
-_SCALE = 300  # units of a picture's longer side, in which boxes and their numbers are drawn
+_ACROSS = 240  # px of a picture on a page, about: two beside each other
 _LETTERS = 600  # of a caption
+_TALLEST = 420  # px of a picture on a page
+_WIDE = 1.8  # width in heights from which pictures are not beside each other
 
 
 def figure(row: Row, revisions: Mapping[str, str]) -> str:
@@ -42,7 +44,7 @@ def figure(row: Row, revisions: Mapping[str, str]) -> str:
     note = f'<p class="why">{escape(row.note)}</p>' if row.note else ""
     return (
         f'<figure class="row" id="{escape(values["uid"])}">{note}{seen}'
-        f'<p class="caption" dir="auto">{escape(cut)}</p><p class="faint"><code>{escape(values["uid"])}</code> '
+        f'<p class="caption" dir="auto" title="{escape(cut)}">{escape(cut)}</p><p class="faint"><code>{escape(values["uid"])}</code> '
         f"{values['width']} × {values['height']} px{_revisions(values, revisions)}</p></figure>"
     )
 
@@ -53,7 +55,9 @@ def thumbnail(row: Row) -> str:
     uri = _uri(jpeg)
 
     def small(labels: Mapping[str, Any]) -> str:
-        return _depth(labels["depth"], size) if "depth" in labels and "boxes" not in labels else _boxed(uri, size, labels, numbers=False)
+        inside = _depth(labels["depth"], size) if "depth" in labels and "boxes" not in labels else _boxed(uri, size, labels, numbers=False)
+        # In a square: an upright picture is as narrow as it has to be.
+        return f'<div class="square"><div style="width:{100 * min(size[0] / size[1], 1):.1f}%">{inside}</div></div>'
 
     said = f'title="{escape(str(row.values["caption"])[:200])}"'
     if row.before is None:
@@ -65,7 +69,8 @@ def _labels(uri: str, size: tuple[int, int], values: Mapping[str, Any]) -> str:
     parts = [_boxed(uri, size, values)]
     if "depth" in values:
         parts.append(_depth(values["depth"], size))
-    return f'<div class="pair n{len(parts)}">{"".join(parts)}</div>{_list(values) if "boxes" in values else ""}'
+    number = 1 if size[0] > _WIDE * size[1] else len(parts)  # a panorama has its depth below
+    return f'<div class="pair n{number}">{"".join(parts)}</div>{_list(values) if "boxes" in values else ""}'
 
 
 def _change(uri: str, size: tuple[int, int], before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -74,31 +79,37 @@ def _change(uri: str, size: tuple[int, int], before: Mapping[str, Any], now: Map
     def state(name: str, inside: str) -> str:
         return f"<div><h4>{name}</h4>{inside}</div>"
 
-    found = ""
+    found, wide = "", size[0] > _WIDE * size[1]
     if "boxes" in before:
         both = (state(name, _boxed(uri, size, labels) + _list(labels)) for name, labels in (("before", before), ("now", now)))
-        found += f'<div class="pair n2">{"".join(both)}</div>'
+        found += f'<div class="pair n{1 if wide else 2}">{"".join(both)}</div>'
     if "depth" in before:
         both = (state(name, _depth(labels["depth"], size)) for name, labels in (("before", before), ("now", now)))
-        found += f'<div class="pair n3">{state("picture", _boxed(uri, size, {}))}{"".join(both)}</div>'
+        found += f'<div class="pair n{1 if wide else 3}">{state("picture", _boxed(uri, size, {}))}{"".join(both)}</div>'
     return found
 
 
 def _depth(value: bytes | None, size: tuple[int, int]) -> str:
-    ratio = f"{size[0]} / {size[1]}"
     if value is None:
-        return f'<div class="picture missing" style="aspect-ratio:{ratio}">no depth label</div>'
+        return f'<div class="picture missing" style="{_shape(size)}">no depth label</div>'
     depth = decode(value)
     known = depth[np.isfinite(depth)]
     said = f"inverse depth {known.min():.3g} – {known.max():.3g}, near is bright" if known.size else "no value anywhere"
     picture = viz.colour_depth(depth)
     picture.thumbnail((SIDE, SIDE))
-    return f'<div class="picture" style="aspect-ratio:{ratio}"><img src="{_uri(_encoded(picture))}" alt="depth" title="{said}"></div>'
+    return f'<div class="picture" style="{_shape(size)}"><img src="{_uri(_encoded(picture))}" alt="depth" title="{said}"></div>'
+
+
+def _shape(size: tuple[int, int]) -> str:
+    """As wide as there is room, but not too tall; never distorted, since boxes lie over it."""
+    return f"aspect-ratio:{size[0]} / {size[1]};max-width:{_TALLEST * size[0] / size[1]:.0f}px"
 
 
 def _boxed(uri: str, size: tuple[int, int], values: Mapping[str, Any], numbers: bool = True) -> str:
     """The picture, with boxes over it."""
-    width, height = (_SCALE * side / max(size) for side in size)
+    ratio = size[0] / size[1]
+    width = min(_ACROSS * (2 if ratio > _WIDE else 1), _TALLEST * ratio)  # as on the page, so that numbers are as large as words
+    height = width / ratio
     phrases, scores = values.get("phrases") or [], values.get("scores") or []
     colours = colours_of(phrases)
     shapes, badges = [], []
@@ -120,7 +131,7 @@ def _boxed(uri: str, size: tuple[int, int], values: Mapping[str, Any], numbers: 
         for (x, y, wide, colour, number) in _apart(badges, width, height)
     )
     svg = f'<svg viewBox="0 0 {width:.1f} {height:.1f}" preserveAspectRatio="none">{"".join(shapes)}{drawn}</svg>'
-    return f'<div class="picture" style="aspect-ratio:{size[0]} / {size[1]}"><img src="{uri}" alt="">{svg}</div>'
+    return f'<div class="picture" style="{_shape(size)}"><img src="{uri}" alt="">{svg}</div>'
 
 
 _Badge = tuple[float, float, int, str, int]
@@ -131,7 +142,7 @@ def _apart(badges: Sequence[_Badge], width: float, height: float) -> list[_Badge
     placed: list[_Badge] = []
     for x, y, wide, colour, number in sorted(badges, key=lambda badge: badge[4]):
         at = viz.free_place((x, y), (wide, 16), [(p[0], p[1], p[0] + p[2], p[1] + 16) for p in placed], (width, height))
-        placed.append((*at, wide, colour, number))
+        placed.append((*(at or (x, y)), wide, colour, number))
     return placed
 
 
@@ -167,7 +178,7 @@ def ink(colour: str) -> str:
 def _revisions(values: Mapping[str, Any], wanted: Mapping[str, str]) -> str:
     """Revisions that are not as they should be."""
     said = [
-        f"{expert} label of revision {values[f'{expert}_rev'] or 'none'}"
+        f"{expert} of revision {values[f'{expert}_rev']}" if values[f"{expert}_rev"] else f"{expert} not labelled yet"
         for expert, revision in wanted.items()
         if f"{expert}_rev" in values and values[f"{expert}_rev"] != revision
     ]

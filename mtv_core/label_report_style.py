@@ -25,6 +25,7 @@ a { color:var(--blue) } nav { display:flex; flex-wrap:wrap; gap:6px 18px; margin
 .thumbs { display:flex; flex-wrap:wrap; gap:8px; margin-top:8px; grid-column:1 / -1 } .thumb { width:132px }
 .cards { display:grid; grid-template-columns:repeat(auto-fill,minmax(300px,1fr)); gap:26px 24px } .cards p { margin:2px 0 0 }
 .cards .thumb { width:calc(50% - 4px) } .cards .thumb.pair { width:100% } .thumb.pair { width:272px }
+.square { aspect-ratio:1; display:flex; align-items:center; justify-content:center; background:var(--card); border-radius:4px }
 .grid.four { grid-template-columns:repeat(auto-fill,minmax(230px,1fr)) }
 .grid.two { grid-template-columns:repeat(auto-fill,minmax(min(100%,440px),1fr)) }
 .grid.four figcaption { min-height:64px }
@@ -34,7 +35,7 @@ a { color:var(--blue) } nav { display:flex; flex-wrap:wrap; gap:6px 18px; margin
 @media (max-width:520px) { .figures, .figures.one { grid-template-columns:1fr } }
 .pair { display:grid; gap:6px; align-items:start } .pair.n2 { grid-template-columns:1fr 1fr }
 .pair.n3 { grid-template-columns:1fr 1fr 1fr } .pair > div { min-width:0 }
-.picture { position:relative; width:100%; max-height:420px; overflow:hidden; border-radius:4px; background:var(--card) }
+.picture { position:relative; width:100%; overflow:hidden; border-radius:4px; background:var(--card) }
 .picture img { width:100%; height:100%; display:block; object-fit:fill }
 .picture svg { position:absolute; inset:0; width:100%; height:100%; overflow:hidden }
 .picture svg > rect { fill:transparent; stroke-width:2.5; vector-effect:non-scaling-stroke }
@@ -45,11 +46,13 @@ a { color:var(--blue) } nav { display:flex; flex-wrap:wrap; gap:6px 18px; margin
 .boxes i { font-style:normal; font-size:11px; font-weight:600; border-radius:2px; padding:0 4px; margin-right:3px }
 .boxes b { font-weight:500; color:var(--faint); font-variant-numeric:tabular-nums }
 .boxes span { overflow-wrap:anywhere }
-.row .caption { margin:7px 0 2px; overflow-wrap:anywhere } .row .why { margin:0 0 6px; font-weight:600 }
+.row .caption { margin:7px 0 2px; overflow-wrap:anywhere; display:-webkit-box; -webkit-line-clamp:4; -webkit-box-orient:vertical;
+  overflow:hidden }
+ .row .why { margin:0 0 6px; font-weight:600 }
 .row code { font-size:12px } .row h4 { margin:6px 0 4px; font-size:12px; font-weight:600; color:var(--faint) }
 .phrases th { max-width:none; width:auto } .phrases td { text-align:right; padding-left:14px; white-space:nowrap }
-.phrases thead th { color:var(--faint); font-size:12px; text-align:right; font-weight:400 }
-.phrases thead th:first-child { text-align:left }
+.phrases thead th { white-space:nowrap; padding-left:14px; color:var(--faint); font-size:12px; text-align:right; font-weight:400 }
+.phrases thead th:first-child { text-align:left; padding-left:0 }
 .phrases th, .phrases td { padding-top:2px; padding-bottom:2px } .phrases tbody th { overflow-wrap:anywhere }
 """
 )

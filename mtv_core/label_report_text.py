@@ -8,7 +8,7 @@ from html import escape
 from mtv_core.data.funnel import describe
 from mtv_core.ingest_charts import number, share
 from mtv_core.label_report_facts import LabelReport
-from mtv_core.label_report_pages import UNITS, coverage, described, headline, subtitle
+from mtv_core.label_report_pages import UNITS, coverage, described, found_in, headline, subtitle
 
 _PHRASES = 15
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~])")
@@ -44,8 +44,7 @@ def markdown(report: LabelReport) -> str:
         for phrase in report.phrases[:_PHRASES]:
             score = f"{phrase.score:.2f}" if phrase.score is not None else ""
             asked = number(phrase.asked) if phrase.asked is not None else ""
-            found = share(phrase.found, phrase.asked) if phrase.asked else number(phrase.found)
-            lines.append(f"| {cell(phrase.phrase)} | {number(phrase.boxes)} | {score} | {asked} | {found} |")
+            lines.append(f"| {cell(phrase.phrase)} | {number(phrase.boxes)} | {score} | {asked} | {found_in(phrase)} |")
         lines.append("")
     if report.never_found:
         lines += ["## Looked for and never found", "", "| phrase | looked for in |", "|---|---:|"]

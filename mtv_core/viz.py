@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from mtv_core.data.depth import decode
+from mtv_core.ingest_gallery import wrapped
 
 TILE = 224  # height of an image in a gallery, px
+_LINES = 3  # of a caption
+_WORDS = 12  # boxes of a picture that are named: of more nobody sees the picture
 _BACKGROUND, _INK = (250, 250, 250), (40, 40, 40)
 # Colours that are told apart by people with any colour vision: Okabe and Ito (2008), without black and yellow.
 _COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (0, 114, 178), (213, 94, 0), (204, 121, 167))
@@ -47,7 +50,7 @@ def free_place(
     size: tuple[float, float],
     taken: Sequence[tuple[float, float, float, float]],
     room: tuple[float, float],
-) -> tuple[float, float]:
+) -> tuple[float, float] | None:
     """Where a label of some width and height goes: as near to the place it wants as nothing lies there yet.
 
     Args:
@@ -57,7 +60,7 @@ def free_place(
         room: width and height of the picture, which it does not leave.
 
     Returns:
-        its left upper corner; the wanted one, inside the picture, if everything is full.
+        its left upper corner; None if everything around is full.
     """
     width, height = size
 
@@ -66,7 +69,7 @@ def free_place(
 
     tried = [inside(wanted[0] + right * width, wanted[1] + down * height) for right, down in _STEPS]
     free = [(x, y) for x, y in tried if not any(x < r and left < x + width and y < b and top < y + height for left, top, r, b in taken)]
-    return min(free or tried[:1], key=lambda place: (place[0] - wanted[0]) ** 2 + (place[1] - wanted[1]) ** 2)
+    return min(free, key=lambda place: (place[0] - wanted[0]) ** 2 + (place[1] - wanted[1]) ** 2, default=None)
 
 
 _STEPS = sorted(
@@ -106,9 +109,11 @@ def overlay(
         words = f"{phrase} {scores[i]:.2f}" if scores is not None else phrase
         if words.strip():
             tags.append((words, corner, colour))
+    if scores is not None:
+        tags = [tags[i] for i in np.argsort([-score for score in scores], kind="stable")]  # the surest where room is short
     taken: list[tuple[float, float, float, float]] = []  # words are written last, over all boxes, and none over another
-    for words, corner, colour in tags:
-        taken.append(_tag(draw, words, corner, colour, font, picture.size, taken))
+    for words, corner, colour in tags[:_WORDS]:
+        _tag(draw, words, corner, colour, font, picture.size, taken)
     if depth is None:
         return picture
     both = Image.new("RGB", (2 * picture.width, picture.height), _BACKGROUND)
@@ -124,19 +129,22 @@ def _tag(
     colour: tuple[int, int, int],
     font: Any,
     size: tuple[int, int],
-    taken: Sequence[tuple[float, float, float, float]],
-) -> tuple[float, float, float, float]:
-    """Words on a patch of the box's colour, above the box or where there is room, never beyond the picture. Returns the patch."""
+    taken: list[tuple[float, float, float, float]],
+) -> None:
+    """Words on a patch of the box's colour, above the box or near it, never beyond the picture or over others; none if there is no room."""
     while len(words) > 8 and font.getlength(words) > size[0] - 4:
         words = words[: len(words) // 2 - 2] + "…" + words[len(words) // 2 + 1 :]  # the score stays
     left, _, right, bottom = draw.textbbox((0, 0), words, font=font)
     width, height = right - left + 4, bottom + 2
     y = corner[1] - height if corner[1] >= height else corner[1]
-    x, y = free_place((corner[0], y), (width, height), taken, size)
+    place = free_place((corner[0], y), (width, height), taken, size)
+    if place is None:
+        return
+    x, y = place
     draw.rectangle((x, y, x + width, y + height), fill=colour)
     ink = (0, 0, 0) if np.dot(colour, (0.299, 0.587, 0.114)) > 130 else (255, 255, 255)
     draw.text((x + 2, y), words, fill=ink, font=font)
-    return (x, y, x + width, y + height)
+    taken.append((x, y, x + width, y + height))
 
 
 def gallery(rows: pa.Table, columns: int = 4) -> Image.Image:
@@ -158,14 +166,13 @@ def sheet(tiles: Sequence[Image.Image], columns: int = 4) -> Image.Image:
     """
     if not tiles:
         raise ValueError("there are no rows to show")
-    columns = min(columns, len(tiles))
-    width = max(tile.width for tile in tiles) + 8
     lines = [tiles[first : first + columns] for first in range(0, len(tiles), columns)]
+    widths = [max(tile.width for tile in tiles[column::columns]) + 8 for column in range(min(columns, len(tiles)))]
     heights = [max(tile.height for tile in line) + 8 for line in lines]
-    paper = Image.new("RGB", (columns * width, sum(heights)), _BACKGROUND)
+    paper = Image.new("RGB", (sum(widths), sum(heights)), _BACKGROUND)
     for row, line in enumerate(lines):
         for column, one in enumerate(line):
-            paper.paste(one, (column * width + 4, sum(heights[:row]) + 4))
+            paper.paste(one, (sum(widths[:column]) + 4, sum(heights[:row]) + 4))
     return paper
 
 
@@ -185,8 +192,9 @@ def tile(row: Mapping[str, Any], before: Mapping[str, Any] | None = None, note: 
             named += [(name, _labelled(image, {**labels, "depth": None}))] if "boxes" in before else []
             named += [(name, _depth_alone(labels["depth"], image))] if "depth" in before else []
     width, font = sum(picture.width + 2 for _, picture in named) - 2, ImageFont.load_default(size=12)
-    words = ([note] if note else []) + _wrap(row.get("caption") or "", font, width)
-    paper = Image.new("RGB", (width, TILE + 16 * len(words) + 4), _BACKGROUND)
+    width = max(width, TILE // 2)  # words need room below a narrow picture
+    words = ([note] if note else []) + wrapped(" ".join((row.get("caption") or "").split()), font, width, _LINES)
+    paper = Image.new("RGB", (width, named[0][1].height + 16 * len(words) + 4), _BACKGROUND)
     left = 0
     for name, picture in named:
         paper.paste(picture, (left, 0))
@@ -223,8 +231,8 @@ def _depth_alone(depth: bytes | None, image: Image.Image) -> Image.Image:
 
 
 def _size(image: Image.Image) -> tuple[int, int]:
-    """What a picture is shown in: TILE high, and not too wide."""
-    scale = min(TILE / image.height, 3 * TILE / image.width)
+    """What a picture is shown in: TILE high, or less if it would be too wide."""
+    scale = min(TILE / image.height, 1.5 * TILE / image.width)
     return max(1, round(image.width * scale)), max(1, round(image.height * scale))
 
 
@@ -235,16 +243,3 @@ def _labelled(image: Image.Image, labels: Mapping[str, Any]) -> Image.Image:
     if labels.get("boxes") is None:
         return overlay(scaled, depth)
     return overlay(scaled, depth, labels["boxes"], labels.get("phrases"), labels.get("scores"))
-
-
-def _wrap(text: str, font: Any, width: int, lines: int = 3) -> list[str]:
-    """Text in at most `lines` lines of `width` px, cut with an ellipsis."""
-    wrapped: list[str] = []
-    for word in text.split():
-        if wrapped and font.getlength(f"{wrapped[-1]} {word}") <= width:
-            wrapped[-1] += f" {word}"
-        else:
-            wrapped.append(word)
-    if len(wrapped) > lines:
-        wrapped = [*wrapped[: lines - 1], wrapped[lines - 1] + " …"]
-    return wrapped

@@ -68,7 +68,7 @@ def test_gallery_shows_rows_with_and_without_labels() -> None:
         row((300, 500), depth=depth, boxes=[], phrases=[], scores=[]),
     ]
     wide, tall = viz.gallery(pa.Table.from_pylist(rows), columns=3), viz.gallery(pa.Table.from_pylist(rows), columns=1)
-    assert wide.width == 3 * tall.width
+    assert 2 * tall.width < wide.width <= 3 * tall.width
     assert tall.height > 2 * wide.height
     assert viz.gallery(pa.Table.from_pylist([row((64, 64))])).height >= viz.TILE
     with pytest.raises(ValueError, match="no rows"):
