@@ -41,6 +41,7 @@ from mtv_core.store.table import Table
 from mtv_core.store.view import View
 
 FOLDER = "_reports/labels"
+KEPT = 20  # reports of a table, those of the latest versions
 _ON_A_SHEET = 12
 _THUMBNAILS = 4
 _DROPPED = "detection_filter_"
@@ -66,7 +67,7 @@ def write(
     tag: str | None = None,
     report: StageReport | None = None,
 ) -> dict[str, str]:
-    """Write the report of a version; the same again replaces it.
+    """Write the report of a version; the same again replaces it. Reports of the latest KEPT versions stay.
 
     Args:
         table: where.
@@ -95,7 +96,16 @@ def write(
         for name in table.files.names(place):
             if name not in files:
                 table.files.remove(f"{place}/{name}")
+        if folder is None:
+            for old in sorted(map(int, filter(str.isdecimal, table.files.names(FOLDER))))[:-KEPT]:
+                table.files.remove(f"{FOLDER}/{old}")
     return files
+
+
+def written(table: Table, version: int) -> dict[str, str]:
+    """The report that a version has already: name → URI; empty if it has none. `report.json` is written last."""
+    names = table.files.names(f"{FOLDER}/{version}")
+    return {name: table.files.path(f"{FOLDER}/{version}/{name}") for name in names} if "report.json" in names else {}
 
 
 def render(document: Document) -> Iterator[tuple[str, bytes]]:

@@ -309,6 +309,19 @@ def test_again_is_the_same_and_what_is_no_more_is_removed(table: Table) -> None:
         assert drop.sub(b"", Path(again[name]).read_bytes()) == drop.sub(b"", content), name
 
 
+def test_the_latest_reports_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(label_report, "KEPT", 3)
+    table = make_table(tmp_path, 2, 2)
+    for _ in range(11):
+        table.append(sample_rows(1), 1)
+    versions = range(8, 13)
+    for version in versions:
+        label_report.write(table, version, {}, None, config())
+    assert table.files.names("_reports/labels") == ["10", "11", "12"]
+    assert set(label_report.written(table, 12)) == {"index.html", "random.html", "random.jpg", "report.json", "report.md"}
+    assert label_report.written(table, 8) == {}
+
+
 def test_boxes_are_drawn_where_they_are(tmp_path: Path) -> None:
     table = make_table(tmp_path, 3, 3)
     uids = uids_of(table)

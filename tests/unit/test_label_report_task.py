@@ -10,7 +10,8 @@ import pytest
 from label_tables import config
 from test_label_report import NEW, relabelled
 
-from mtv_core.report import StageRef
+from mtv_core import label_report as core
+from mtv_core.report import StageRef, StageReport
 from mtv_core.store.config import TableConfig
 from mtv_core.store.table import Table
 from tasks import label_report
@@ -42,6 +43,21 @@ def test_a_stage_is_not_failed_by_its_report(made: tuple[Table, int], monkeypatc
     monkeypatch.setattr(type(table.files), "write", full)
     assert label_report.report(run(), ref, before) == {}
     assert "No space left" in caplog.text
+
+
+def test_where_nothing_was_labelled_the_report_is_the_one_there_is(made: tuple[Table, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    table, before = made
+    busy = ref_of(table, report=StageReport(rows_out=1))
+    first = label_report.report(run(), busy, before)
+    calls = []
+    write = core.write
+    monkeypatch.setattr(core, "write", lambda *arguments, **options: calls.append(arguments) or write(*arguments, **options))
+    assert label_report.report(run(), ref_of(table), before) == dict(sorted(first.items()))
+    assert not calls
+    assert label_report.report(run(), busy, before) == first
+    assert len(calls) == 1
+    Path(first["report/labels/report.json"]).unlink()  # as a kill leaves it
+    assert label_report.report(run(), ref_of(table), before) == first
 
 
 @pytest.mark.prefect
