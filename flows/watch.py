@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect import flow, get_run_logger
+from prefect import State, flow, get_run_logger
 from prefect.events import emit_event
+from prefect.states import Completed
 
 from mtv_core.config import resolve_config, table_uri
 from mtv_core.data.sources.config import SourceConfig
@@ -21,8 +22,10 @@ def watch_experts(
     preset: str = "demo",
     overrides: dict[str, Any] | None = None,
     pinned: bool = False,
-) -> list[str]:
-    """Emit `mtv.expert.updated` for each expert whose current revision is not the one the table accepted. Returns their names.
+) -> State[list[str]]:
+    """Emit `mtv.expert.updated` for each expert whose current revision is not the one the table accepted.
+
+    The message of the state says how each expert stands, its data are the names of those that were announced.
 
     Comparing with the table, and not with what was seen last time, makes up for events that were lost while the server was down. A revision
     that was refused is passed over, and so is one for which a refresh is waiting, working, or suspended until somebody answers.
@@ -37,21 +40,19 @@ def watch_experts(
     """
     from tasks import watch
 
-    logger = get_run_logger()
     config = resolve_config(preset, {"sources": sources, "table": table, "label": label}, overrides).config
     uri = table_uri(config)
     try:
         found = watch.look(uri, config.label, config.table.storage_options, pinned=pinned)
     except FileNotFoundError:
-        logger.info("there is no table at %s yet, so nothing is stale", uri)
-        return []
-    for expert, said in found.said.items():
-        logger.info("%s: %s", expert, said)
+        return Completed(message=f"there is no table at {uri} yet, so nothing is stale", data=list[str]())
+    said = dict(found.said)
     announced = []
     for update in found.updates:
         if waiting := watch.unfinished(uri, update):
-            logger.info("%s: the refresh %s is about this revision; it is not announced again", update.expert, waiting)
+            said[update.expert] += f"; the refresh {waiting} is about it, so it is not announced again"
             continue
+        said[update.expert] += "; announced"
         announced.append(update.expert)
         emit_event(
             event=watch.EVENT,
@@ -65,11 +66,11 @@ def watch_experts(
                 "overrides": overrides or {},
             },
         )
+    message = "; ".join(f"{expert}: {line}" for expert, line in said.items())
+    get_run_logger().info("%s: %s", uri, message)
     if found.problems:
-        raise ValueError(
-            f"cannot be looked up: {'; '.join(found.problems)}" + (f"; announced: {', '.join(announced)}" if announced else "")
-        )
-    return announced
+        raise ValueError("; ".join(["cannot be looked up", *found.problems]))
+    return Completed(message=message, data=announced)
 
 
 if __name__ == "__main__":

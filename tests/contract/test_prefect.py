@@ -243,3 +243,8 @@ def test_artifacts_of_every_kind(client: SyncPrefectClient) -> None:
 def test_fastapi_is_one_that_this_prefect_starts_with() -> None:
     assert importlib.metadata.version("prefect") == "3.8.8"
     assert Version(importlib.metadata.version("fastapi")) in SpecifierSet(">=0.139,<0.151")
+
+
+def test_sqlalchemy_is_one_that_this_prefects_scheduler_works_with() -> None:
+    """With 2.1 its insert of scheduled runs raises in the server's log, and no schedule starts anything; tests/e2e/test_refresh.py has one."""
+    assert Version(importlib.metadata.version("sqlalchemy")) in SpecifierSet(">=2.0.40,<2.1")
