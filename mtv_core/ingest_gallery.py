@@ -89,24 +89,24 @@ def sheet(tiles: Sequence[Thumbnail], columns: int = COLUMNS) -> Image.Image | N
     rows = -(-len(tiles) // columns)
     paper = Image.new("RGB", (columns * (CELL + _GAP) + _GAP, rows * (height + _GAP) + _GAP), _PAPER)
     draw = ImageDraw.Draw(paper)
-    font = _font()
+    small = font()
     for i, tile in enumerate(tiles):
         x, y = _GAP + (i % columns) * (CELL + _GAP), _GAP + (i // columns) * (height + _GAP)
         draw.rectangle((x, y, x + CELL - 1, y + CELL - 1), fill=_FAINT)
         paper.paste(tile.picture, (x + (CELL - tile.picture.width) // 2, y + (CELL - tile.picture.height) // 2))
-        for n, line in enumerate(wrapped(tile.caption, font, CELL, _LINES)):
-            draw.text((x, y + CELL + 4 + n * _LINE), line, fill=_INK, font=font)
+        for n, line in enumerate(wrapped(tile.caption, small, CELL, _LINES)):
+            draw.text((x, y + CELL + 4 + n * _LINE), line, fill=_INK, font=small)
     return paper
 
 
 @functools.cache
-def _font() -> _Font:
+def font(size: int = 11) -> _Font:
     """Matplotlib's, which knows accents, Cyrillic, Greek and Arabic; Pillow's own has no letter beyond ASCII."""
     found = importlib.util.find_spec("matplotlib")  # not imported, which takes long
     if found is not None and found.origin is not None:
         with contextlib.suppress(OSError):
-            return ImageFont.truetype(str(Path(found.origin).with_name("mpl-data") / "fonts/ttf/DejaVuSans.ttf"), 11)
-    return ImageFont.load_default(size=12)
+            return ImageFont.truetype(str(Path(found.origin).with_name("mpl-data") / "fonts/ttf/DejaVuSans.ttf"), size)
+    return ImageFont.load_default(size=size + 1)
 
 
 def wrapped(text: str, font: _Font, width: float, lines: int) -> list[str]:

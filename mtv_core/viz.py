@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from mtv_core.data.depth import decode
+from mtv_core.ingest_gallery import font as font_of
 from mtv_core.ingest_gallery import wrapped
 
 TILE = 224  # height of an image in a gallery, px
@@ -96,7 +97,7 @@ def overlay(
     scale = max(1, -(-TILE // max(image.size)))  # small pictures are enlarged, so that words fit
     picture = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(size=max(11, min(picture.size) // 22))
+    font = font_of(max(10, min(picture.size) // 24))
     of_phrase = colours(phrases or ())
     array = np.asarray(boxes if boxes is not None else [], np.float32).reshape(-1, 4)
     tags: list[tuple[str, tuple[float, float], tuple[int, int, int]]] = []
@@ -191,7 +192,7 @@ def tile(row: Mapping[str, Any], before: Mapping[str, Any] | None = None, note: 
         for name, labels in (("before", before), ("now", row)):
             named += [(name, _labelled(image, {**labels, "depth": None}))] if "boxes" in before else []
             named += [(name, _depth_alone(labels["depth"], image))] if "depth" in before else []
-    width, font = sum(picture.width + 2 for _, picture in named) - 2, ImageFont.load_default(size=12)
+    width, font = sum(picture.width + 2 for _, picture in named) - 2, font_of()
     width = max(width, TILE // 2)  # words need room below a narrow picture
     words = ([note] if note else []) + wrapped(" ".join((row.get("caption") or "").split()), font, width, _LINES)
     paper = Image.new("RGB", (width, named[0][1].height + 16 * len(words) + 4), _BACKGROUND)

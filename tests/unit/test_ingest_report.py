@@ -335,7 +335,7 @@ class TestPictures:
 
     @pytest.mark.parametrize("letter", "aéßñłжΩع")
     def test_letters_of_captions_are_no_boxes(self, letter: str) -> None:
-        font = ingest_gallery._font()
+        font = ingest_gallery.font()
         box, mask = font.getmask("\uffff"), font.getmask(letter)
         assert (mask.size, bytes(mask)) != (box.size, bytes(box))
 

@@ -39,7 +39,7 @@ def test_words_at_the_border_stay_inside() -> None:
     for box in ([0.0, 0.0, 0.1, 0.1], [0.9, 0.0, 1.0, 1.0]):
         picture = viz.overlay(Image.new("RGB", (300, 300), GREY), None, [box], ["a large phrase"], [0.5])
         assert picture.size == (300, 300)
-        assert (np.asarray(picture) == 0).all(-1).sum() > 50  # the letters, black on orange
+        assert (np.asarray(picture).max(-1) < 80).sum() > 50  # the letters, black on orange
 
 
 def test_near_is_bright_and_no_value_is_grey() -> None:
