@@ -246,5 +246,5 @@ def test_fastapi_is_one_that_this_prefect_starts_with() -> None:
 
 
 def test_sqlalchemy_is_one_that_this_prefects_scheduler_works_with() -> None:
-    """With 2.1 its insert of scheduled runs raises in the server's log, and no schedule starts anything; tests/e2e/test_refresh.py has one."""
+    """With 2.1 the insert of scheduled runs raises, in the log of the server alone, and no schedule starts anything."""
     assert Version(importlib.metadata.version("sqlalchemy")) in SpecifierSet(">=2.0.40,<2.1")
