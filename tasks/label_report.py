@@ -7,14 +7,12 @@ import logging
 from collections.abc import Mapping
 
 from PIL import Image
-from prefect.artifacts import create_markdown_artifact
 
 from mtv_core import label_report
 from mtv_core.label_report_pages import START
 from mtv_core.label_report_rows import TITLES
 from mtv_core.report import StageRef, plain
 from mtv_core.store.table import Table
-from tasks import artifacts as show
 from tasks import reports
 from tasks.run import Run
 
@@ -48,6 +46,10 @@ def report(run: Run, ref: StageRef, before: int | None) -> dict[str, str]:
 
 def artifacts(ref: StageRef, storage_options: Mapping[str, str] | None = None) -> None:
     """Show the report that `ref.outputs` names on the page of the run."""
+    from prefect.artifacts import create_markdown_artifact  # here, since the command line writes reports without Prefect
+
+    from tasks import artifacts as show
+
     wanted = {name: uri for name, uri in ref.outputs.items() if name.startswith(PREFIX) and not name.endswith(".html")}
     files = reports.read(ref.model_copy(update={"outputs": wanted}), storage_options)
     files = {name.removeprefix("labels/"): content for name, content in files.items()}

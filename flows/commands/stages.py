@@ -46,12 +46,19 @@ def ingest(preset: PresetOption = "demo", sources: SourcesOption = None, table: 
 def label(preset: PresetOption = "demo", sources: SourcesOption = None, table: TableOption = None, options: SetOption = None) -> None:
     """Let the experts label what is missing or stale, and tag the result."""
     from tasks import label as stage
+    from tasks import label_report
     from tasks.run import open_run
 
     resolved = resolve_options(preset, sources, table, options)
     stage.check(resolved.config)
     with open_run(resolved, "label") as run:
-        ref = run.stage("label", "", lambda: _with_bar("label", lambda progress: stage.label(run, "", progress)))
+        before = stage.as_it_is(run).version
+
+        def work() -> StageRef:
+            ref = _with_bar("label", lambda progress: stage.label(run, "", progress))
+            return ref.model_copy(update={"outputs": {**ref.outputs, **label_report.report(run, ref, before)}})
+
+        ref = run.stage("label", "", work)
         stage.gallery(run, ref)
         out.print(f"pictures of labels: {run.folder / 'reports' / 'labels.jpg'}")
     _say(ref)
@@ -125,7 +132,8 @@ def _say(ref: StageRef) -> None:
     ]
     counts += [f"{value} {name}" for name, value in sorted(report.counts.items())]
     out.print(f"{ref.stage}: {', '.join(counts) or 'done'}")
-    outputs = (("report", ref.outputs.get("report/report.html")), ("mlflow", ref.outputs.get("mlflow_url")))
+    pages = ref.outputs.get("report/report.html") or ref.outputs.get("report/labels/index.html")
+    outputs = (("report", pages), ("mlflow", ref.outputs.get("mlflow_url")))
     for name, value in (("where", ref.uri), ("version", ref.version), ("tag", ref.tag), *outputs):
         if value:
             out.print(f"  {name:<8} {escape(str(value))}")
