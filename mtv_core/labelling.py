@@ -79,7 +79,7 @@ def run(
 
 
 def _run(table: Table, config: LabelConfig, executor: Executor, progress: Progress) -> LabelResult:
-    revisions(config)  # all of them are found, before the first one changes the table
+    revisions(config, table.accepted())  # all of them are found, before the first one changes the table
     assignments = _assignments(table, config)
     stage = _Stage(table, config, executor, progress, assignments)
     report = stage.run()
@@ -89,11 +89,11 @@ def _run(table: Table, config: LabelConfig, executor: Executor, progress: Progre
     if left and not config.allow_mixed:
         raise LabellingIncompleteError(_incomplete(left, stage.problems))
     tag = table.tag(accepted, config.allow_mixed or any(one.mixed for one in assignments.values()), stage.state)
-    proposed = {name: one.tracked for name, one in assignments.items() if one.tracked != one.revision}
+    proposed = {name: one.tracked for name, one in assignments.items() if one.tracked != one.revision and one.imported is None}
     if proposed:
         report += StageReport(counts={f"{name}_revision_proposed": 1 for name in proposed})
         names = ", ".join(f"{name} {revision} (accepted: {accepted[name]})" for name, revision in sorted(proposed.items()))
-        progress(1, 1, f"not accepted yet, nothing was relabelled: {names}; set label.accept: immediate to label every row with it")
+        progress(1, 1, f"not accepted yet, nothing was relabelled: {names}; `mtv refresh` tries it on some rows first")
     return LabelResult(stage.state.version, tag, accepted, report, proposed)
 
 

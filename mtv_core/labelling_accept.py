@@ -49,13 +49,39 @@ def assign(table: Table, name: str, config: ExpertConfig, mode: str, known: Acce
     Raises:
         FileNotFoundError, ValueError: the expert is not there, has no weights, or its licence has to be accepted.
     """
-    weights = source.resolve(config)
-    tracked = source.label_revision(name, weights, config.label_parameters())
-    if known is None or known.revision == tracked or mode == "immediate":
+    tracked = track(name, config, known if mode == "gate" else None)
+    if known is not None and is_imported(known) and mode == "gate":
+        return Assignment(config, known.revision, tracked.revision, imported=known)
+    if known is None or known.revision == tracked.revision or mode == "immediate":
         return accept(table, name, config, known)
-    if is_imported(known):
-        return Assignment(config, known.revision, tracked, imported=known)
-    return Assignment(accepted_config(table, name, known, config), known.revision, tracked)
+    return Assignment(accepted_config(table, name, known, config), known.revision, tracked.revision)
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """What a configuration resolves to."""
+
+    revision: str
+    unresolved: str | None = None  # why it cannot be looked up, where that is no matter: the labels are somebody's own
+
+
+def track(name: str, config: ExpertConfig, known: Accepted | None) -> Tracked:
+    """Look an expert up. Where the accepted labels were imported no model is needed: one that is not there leaves what is accepted.
+
+    Args:
+        name: of the expert.
+        config: names the model.
+        known: what the table accepted so far; None: the model is needed, whatever that is.
+
+    Raises:
+        FileNotFoundError, ValueError: the expert is not there, has no weights, or its licence has to be accepted.
+    """
+    try:
+        return Tracked(source.label_revision(name, source.resolve(config), config.label_parameters()))
+    except (FileNotFoundError, ValueError) as error:
+        if known is None or not is_imported(known):
+            raise
+        return Tracked(known.revision, str(error))
 
 
 def accept(table: Table, name: str, config: ExpertConfig, known: Accepted | None = None, expected: str | None = None) -> Assignment:

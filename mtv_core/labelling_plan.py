@@ -11,10 +11,10 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from mtv_core import experts
+from mtv_core.labelling_accept import is_imported, track
 from mtv_core.labelling_config import LabelConfig
 from mtv_core.store import rates
-from mtv_core.store.accepted import Rejected
+from mtv_core.store.accepted import Accepted, Rejected
 from mtv_core.store.label_state import LabelState
 from mtv_core.store.labels import StalePlan
 from mtv_core.store.rates import Rate
@@ -39,6 +39,7 @@ class ExpertPlan(BaseModel, frozen=True, extra="forbid"):
     tracked: str = Field(description="revision the configuration resolves to now")
     accepted: str | None = Field(description="revision the table's labels are to have; None before the first labelling")
     imported: str | None = Field(None, description="name of the file, where the accepted labels are somebody's own: no model is asked")
+    unresolved: str | None = Field(None, description="why the configured model cannot be looked up, where imported labels need none")
     target: str = Field(description="revision a run would label with")
     stored: dict[str, int] = Field(description="revision → rows that have its labels; '' for rows without any")
     rejected: list[Rejected] = Field(description="revisions that were tried and refused, the latest last")
@@ -61,13 +62,18 @@ class ExpertPlan(BaseModel, frozen=True, extra="forbid"):
         return next((one for one in self.rejected if one.revision == self.tracked), None)
 
 
-def revisions(config: LabelConfig) -> dict[str, str]:
+def revisions(config: LabelConfig, accepted: Mapping[str, Accepted] | None = None) -> dict[str, str]:
     """Expert → revision the configuration resolves to now. Loads nothing.
+
+    Args:
+        config: the experts.
+        accepted: what the table accepted, if it is known: where those labels were imported, a model that is not there is no mistake.
 
     Raises:
         FileNotFoundError, ValueError: an expert is not there, has no weights, or its licence has to be accepted.
     """
-    return {name: experts.revision(name, expert) for name, expert in config.experts().items()}
+    known = (accepted or {}) if config.accept == "gate" else {}
+    return {name: track(name, expert, known.get(name)).revision for name, expert in config.experts().items()}
 
 
 def plan(table_uri: str, config: LabelConfig, storage_options: Mapping[str, str] | None = None) -> dict[str, ExpertPlan]:
@@ -80,14 +86,16 @@ def plan(table_uri: str, config: LabelConfig, storage_options: Mapping[str, str]
     state = table.label_state()
     accepted, rejected = table.accepted(state.dataset), table.rejected(state.dataset)
     plans = {}
-    for name, tracked in revisions(config).items():
-        known = accepted[name].revision if name in accepted else None
-        own = accepted[name].source.get("imported") if name in accepted else None
+    found = {name: track(name, one, accepted.get(name) if config.accept == "gate" else None) for name, one in config.experts().items()}
+    for name, one in found.items():
+        tracked, known = one.revision, accepted[name].revision if name in accepted else None
+        own = accepted[name].source["imported"] if name in accepted and is_imported(accepted[name]) else None
         target = known if known is not None and config.accept == "gate" else tracked
         plans[name] = ExpertPlan(
             tracked=tracked,
             accepted=known,
             imported=own["file"] if own else None,
+            unresolved=one.unresolved,
             target=target,
             stored=state.counts(name),
             rejected=rejected.get(name, []),

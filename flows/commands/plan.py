@@ -45,7 +45,7 @@ def _expert(name: str, plan: ExpertPlan) -> None:
     rows.add_column(style="bold", min_width=9)
     rows.add_column(min_width=8)
     rows.add_column(overflow="fold")
-    facts = [("tracked", _tracked(plan)), ("accepted", plan.accepted or "none yet: the first labelling accepts what is tracked")]
+    facts = [("tracked", _tracked(name, plan)), ("accepted", plan.accepted or "none yet: the first labelling accepts what is tracked")]
     if plan.imported is not None:
         facts.append(("imported", f"from {plan.imported}: rows that it does not have get no label"))
     facts.append(("stored", _stored(plan)))
@@ -63,7 +63,11 @@ def _expert(name: str, plan: ExpertPlan) -> None:
     out.print(rows)
 
 
-def _tracked(plan: ExpertPlan) -> str:
+def _tracked(name: str, plan: ExpertPlan) -> str:
+    if plan.unresolved is not None:
+        return f"nothing: {plan.unresolved}"
+    if plan.imported is not None and plan.proposed:
+        return f"{plan.tracked}  not used: the labels were imported; `mtv refresh --expert {name}` tries it against them"
     if plan.refusal is not None:
         return f"{plan.tracked}  refused before; `mtv refresh --force` tries it again"
     if plan.proposed:

@@ -136,6 +136,22 @@ def test_or_keep_what_they_have(table: Table, tmp_path: Path) -> None:
     assert [row for row in rows_of(table) if row["uid"] in {one["uid"] for one in after}] == after
 
 
+def test_an_import_needs_no_model(table: Table, tmp_path: Path) -> None:
+    result = run(table.uri, write(tmp_path / "mine.jsonl", own(table)))
+    gone = config(detection=str(tmp_path / "gone"))
+    planned = plan(table.uri, gone)["detection"]
+    assert (planned.tracked, planned.proposed, planned.stale.num_stale) == (result.revision, False, 0)
+    assert "there is no folder" in str(planned.unresolved)
+    table.append(sample_rows(5, first=24), 3)
+    labelled = labelling.run(table.uri, gone, SERIAL)
+    assert labelled.revisions["detection"] == result.revision
+    assert "detection" not in labelled.proposed
+    assert "detection" not in labelling.run(table.uri, config(), SERIAL).proposed  # one that is there does not wait for being accepted
+    for needed in (gone.model_copy(update={"accept": "immediate"}), config(depth=str(tmp_path / "gone"))):
+        with pytest.raises(FileNotFoundError, match="there is no folder"):
+            labelling.run(table.uri, needed, SERIAL)
+
+
 def test_labelling_leaves_an_import_alone(table: Table, tmp_path: Path) -> None:
     result = run(table.uri, write(tmp_path / "mine.jsonl", own(table)))
     table.append(sample_rows(5, first=24), 3)
