@@ -20,7 +20,7 @@ from pydantic import Field
 from mtv_core import canary as core
 from mtv_core.canary import Canary
 from mtv_core.report import StageRef
-from tasks.canary import text
+from tasks.canary import question
 from tasks.run import Run
 
 ACCEPTED, REFUSED = "accepted", "refused"
@@ -37,8 +37,13 @@ class Decision(RunInput):
     reason: str = Field("", title="Reason", description="kept in the table with a refusal, and with the run", max_length=1000)
 
 
-def decide(run: Run, canary: Canary) -> tuple[bool, str]:
+def decide(run: Run, canary: Canary, artifact: str) -> tuple[bool, str]:
     """Whether the revision is accepted, and why. Suspends the flow run where a person has to say it.
+
+    Args:
+        run: whose configuration says who decides.
+        canary: what is decided on.
+        artifact: id of its page in Prefect.
 
     Raises:
         ValueError: a person has to say it, and this is no run of a deployment.
@@ -46,7 +51,7 @@ def decide(run: Run, canary: Canary) -> tuple[bool, str]:
     gate = run.label_config.gate
     if not gate.approval:
         return canary.passed, canary.reason or f"{len(canary.checks)} checks passed on {canary.rows} rows"
-    answer = _ask(run, canary, gate.approval_timeout)
+    answer = _ask(run, canary, artifact, gate.approval_timeout)
     reason = " ".join(answer.reason.split()) or "no reason given"
     return answer.decision == "approve", f"by a person: {reason}"
 
@@ -67,7 +72,7 @@ def apply(run: Run, canary: Canary, accepted: bool, reason: str) -> StageRef:
     return StageRef(stage="gate", run_id=run.run_id, uri=run.table, outputs=outputs)
 
 
-def _ask(run: Run, canary: Canary, timeout: float) -> Decision:
+def _ask(run: Run, canary: Canary, artifact: str, timeout: float) -> Decision:
     context = FlowRunContext.get()
     if context is None or context.flow_run is None or context.flow_run.deployment_id is None:
         raise ValueError(
@@ -84,5 +89,6 @@ def _ask(run: Run, canary: Canary, timeout: float) -> Decision:
     run.record.message = f"waits until {until:%Y-%m-%d %H:%M} UTC for a person to approve or refuse {canary.expert} {canary.revision}" + (
         f": press Resume at {url}" if url else ""
     )
-    form = Decision.with_initial_data(description=text(canary, f"{url}?tab=Artifacts" if url else None))
+    shown = f"{url.partition('/runs/')[0]}/artifacts/artifact/{artifact}" if url else None
+    form = Decision.with_initial_data(description=question(canary, shown))
     return suspend_flow_run(wait_for_input=form, key=key, timeout=max(1, round(timeout)))

@@ -11,12 +11,11 @@ from typing import Any
 
 from prefect import Task, get_run_logger, task
 
-from mtv_core.canary import Canary
 from mtv_core.config import PipelineConfig
 from mtv_core.executor import Progress
 from mtv_core.labelling_plan import ExpertPlan
 from mtv_core.report import StageRef
-from tasks import artifacts, gate
+from tasks import artifacts, gate, label_report
 from tasks import canary as canary_stage
 from tasks import evaluate as evaluate_stage
 from tasks import export as export_stage
@@ -50,7 +49,9 @@ def ingest_task(run: Run, key: str) -> StageRef:
 def label_task(run: Run, key: str, ingested: StageRef) -> StageRef:
     """Rows → rows with depth and boxes, under a tag."""
     ref = label_stage.label(run, key, _progress(run, "label"))
+    ref = ref.model_copy(update={"outputs": {**ref.outputs, **label_report.report(run, ref, ingested.version)}})
     artifacts.report(ref)
+    label_report.artifacts(ref, run.config.table.storage_options)
     gallery = label_stage.gallery(run, ref)
     if gallery is not None:
         artifacts.picture("labels", gallery, "Labels: image, depth (near is bright), boxes with phrases and scores")
@@ -61,8 +62,8 @@ def label_task(run: Run, key: str, ingested: StageRef) -> StageRef:
 def canary_task(run: Run, key: str, expert: str, force: bool) -> StageRef:
     """Some rows, labelled aside by a new revision → how its labels differ, and whether that may be."""
     ref = canary_stage.try_out(run, expert, force, _progress(run, f"canary-{expert}"))
-    canary_stage.show(run, canary_stage.of(ref))
-    return ref
+    artifact = canary_stage.show(run, canary_stage.of(ref))
+    return ref.model_copy(update={"outputs": {**ref.outputs, "artifact": artifact}})
 
 
 @task(
@@ -125,16 +126,16 @@ def label(run: Run, ingested: StageRef) -> StageRef:
     return _stage(run, "label", label_stage.key(run, ingested), label_task, lambda ref: label_stage.valid(run, ref), ingested=ingested)
 
 
-def canary(run: Run, expert: str, plan: ExpertPlan, force: bool = False) -> Canary:
+def canary(run: Run, expert: str, plan: ExpertPlan, force: bool = False) -> StageRef:
     """Try an expert's new revision on some rows, unless this run has."""
-    name = f"canary-{expert}"
-    ref = _stage(run, name, canary_stage.key(run, expert, plan), canary_task, lambda ref: True, expert=expert, force=force)
-    return canary_stage.of(ref)
+    key = canary_stage.key(run, expert, plan)
+    return _stage(run, f"canary-{expert}", key, canary_task, lambda ref: True, expert=expert, force=force)
 
 
-def decide(run: Run, canary: Canary) -> StageRef:
-    """Accept the revision or refuse it, as the thresholds or a person say; the flow run may be suspended for that."""
-    accepted, reason = gate.decide(run, canary)
+def decide(run: Run, tried: StageRef) -> StageRef:
+    """Accept the revision of a canary or refuse it, as the thresholds or a person say; the flow run may be suspended for that."""
+    canary = canary_stage.of(tried)
+    accepted, reason = gate.decide(run, canary, tried.outputs["artifact"])
     return run.stage(f"gate-{canary.expert}", "", lambda: gate.apply(run, canary, accepted, reason))
 
 
