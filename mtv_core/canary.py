@@ -77,7 +77,7 @@ class Canary(BaseModel, frozen=True, extra="forbid"):
     @property
     def reason(self) -> str:
         """Why it did not pass, in a line; empty if it did."""
-        return "; ".join(f"{one.name}: {_said(one.value)}, the limit is {one.limit:g} ({one.meaning})" for one in self.failed)
+        return "; ".join(f"{one.name}: {_said(one.value)}, the limit is {one.limit:g}" for one in self.failed)
 
 
 def _said(value: float | None) -> str:
@@ -247,7 +247,11 @@ def _read(table: Table, proposal: _Proposal) -> Canary | None:
         canary = Canary.model_validate_json(table.files.read(f"{proposal.folder}/canary.json"))
     except (FileNotFoundError, ValidationError):  # none, or by another version of MTV
         return None
-    return canary if table.files.exists(f"{proposal.folder}/canary.html") else None
+    if not table.files.exists(f"{proposal.folder}/canary.html"):
+        return None
+    # The table may have been moved or copied since.
+    here = [table.files.path(f"{proposal.folder}/{uri.rpartition('/')[2]}") for uri in (canary.page, *canary.pictures)]
+    return canary.model_copy(update={"page": here[0], "pictures": here[1:]})
 
 
 # Trying

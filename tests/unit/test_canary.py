@@ -266,6 +266,10 @@ def test_asked_twice_it_is_made_once_until_something_changes(table: Table, monke
         patch.setattr(experts, "load", None)
         assert one(table, "depth") == found
         assert one(table, "depth", gate={"approval": True, "approval_timeout": 5}) == found
+    moved = Table.open(str(shutil.copytree(table.uri, Path(table.uri).with_name("moved"))))
+    [there] = canary.latest(moved.uri, both())
+    assert there.page == found.page.replace(table.uri, moved.uri)
+    assert all(Path(picture).is_relative_to(moved.uri) and Path(picture).is_file() for picture in there.pictures)
     assert one(table, "depth", gate={"rows": 20}).rows == 20
     found = one(table, "depth")
     table.append(sample_rows(3, first=48))
