@@ -28,7 +28,7 @@ a { color:var(--blue) } nav { display:flex; flex-wrap:wrap; gap:6px 18px; margin
 .square { aspect-ratio:1; display:flex; align-items:center; justify-content:center; background:var(--card); border-radius:4px }
 .grid.four { grid-template-columns:repeat(auto-fill,minmax(230px,1fr)) }
 .grid.two { grid-template-columns:repeat(auto-fill,minmax(min(100%,440px),1fr)) }
-.grid.four figcaption { min-height:64px }
+.grid.four figcaption { min-height:64px } .grid.four svg text { font-size:13px } .grid.two svg { max-width:340px }
 .figures { display:grid; grid-template-columns:repeat(auto-fill,minmax(440px,1fr)); gap:30px 26px; align-items:start;
   margin-top:24px }
 .figures.one { grid-template-columns:repeat(auto-fill,minmax(260px,1fr)) }

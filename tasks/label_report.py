@@ -38,7 +38,7 @@ def report(run: Run, ref: StageRef, before: int | None) -> dict[str, str]:
         idle = not (ref.report.rows_out or ref.report.rows_rejected)
         files = label_report.written(table, ref.version) if idle else {}  # nothing was labelled: the report is true still
         files = files or label_report.write(table, ref.version, ref.revisions, before, run.config.label, tag=ref.tag, report=ref.report)
-    except OSError as error:  # no place, a version that a takedown removed, a store that does not answer
+    except (OSError, ValueError) as error:  # no place, a version that a takedown removed, a label that is damaged
         _log.warning("the labels are there, but their report could not be written: %s", plain(error))
         return {}
     return {f"{PREFIX}{name}": uri for name, uri in files.items()}

@@ -12,9 +12,10 @@ from rich.markup import escape
 
 from flows.commands.console import PresetOption, SetOption, SourcesOption, TableOption, err, out, resolve_options
 from mtv_core.config import table_uri
+from mtv_core.report import plain
 
 if TYPE_CHECKING:
-    from mtv_core.label_report_rows import Shown
+    from mtv_core.label_report_rows import Row, Shown
     from mtv_core.labelling_config import LabelConfig
     from mtv_core.store.table import Table
     from mtv_core.store.view import View
@@ -66,11 +67,10 @@ def show(
     shown: list[tuple[Shown, list[dict[str, Any]]]] = []
     files: list[str] = []
     for group in groups:
-        rows = group.rows(None if uids else count)
+        rows, written = _rows(store, group, None if uids else count, accepted, html, pages=not whole)
         shown.append((group, [label_show.facts(row) for row in rows]))
-        if rows and not whole:
-            files += _keep(store, label_show.files(group, rows, accepted), html)
-    if whole:
+        files += written
+    if whole and html is not None:
         files += _report(store, view, config.label, tag, before, html)
     if as_json:
         found = {"table": store.uri, "version": view.version, "tag": tag, "accepted": accepted}
@@ -91,33 +91,43 @@ def show(
         out.print("--html FOLDER writes a page with their pictures")
 
 
-def _report(store: Table, view: View, config: LabelConfig, tag: str | None, before: int | None, folder: Path | None) -> list[str]:
+def _report(store: Table, view: View, config: LabelConfig, tag: str | None, before: int | None, folder: Path) -> list[str]:
     """The whole report of the labels; says where its files are."""
     from mtv_core import label_report, label_show
     from mtv_core.label_report_rows import experts_of
 
     before = label_show.earlier(store, view, experts_of(view)) if before is None else before
     document = label_report.collect(store, view.version, {}, before, config, tag=tag)
-    return [path for part in label_report.render(document) for path in _keep(store, dict([part]), folder)]
+    return [path for name, content in label_report.render(document) for path in _write(folder, {name: content})]
 
 
-def _keep(store: Table, files: Mapping[str, bytes], folder: Path | None) -> list[str]:
-    """Write files where they were asked for, or in the table if it is on this machine; says where."""
-    if folder is not None:
-        folder = folder.expanduser().absolute()
-        folder.mkdir(parents=True, exist_ok=True)
-        for file, content in files.items():
-            (folder / file).write_bytes(content)
-        return [str(folder / file) for file in files]
-    if not store.files.local:
-        return []
-    try:
-        for file, content in files.items():
-            store.files.write(f"{_KEPT}/{file}", content)
-    except OSError as error:
-        err.print(f"no picture could be written into the table ({escape(str(error))}); --html FOLDER writes elsewhere")
-        return []
-    return [store.files.path(f"{_KEPT}/{file}") for file in files]
+def _rows(
+    store: Table, group: Shown, count: int | None, accepted: Mapping[str, str], folder: Path | None, pages: bool
+) -> tuple[list[Row], list[str]]:
+    """The rows of a group, and where a page of them was written: where it was asked for, or in the table if it is on this machine."""
+    from mtv_core.label_show import files
+    from mtv_core.store import locks
+
+    if folder is None and pages and store.files.local:
+        try:
+            with locks.writing(store, "show"):  # a takedown that begins meanwhile would miss the pictures
+                rows = group.rows(count)
+                made = files(group, rows, accepted) if rows else {}
+                for name, content in made.items():
+                    store.files.write(f"{_KEPT}/{name}", content)
+                return rows, [store.files.path(f"{_KEPT}/{name}") for name in made]
+        except OSError as error:
+            err.print(f"no picture was written into the table ({escape(plain(error))}); --html FOLDER writes elsewhere")
+    rows = group.rows(count)
+    return rows, _write(folder, files(group, rows, accepted)) if folder is not None and pages and rows else []
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> list[str]:
+    folder = folder.expanduser().absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return [str(folder / name) for name in files]
 
 
 def _say(group: Shown, rows: Sequence[Mapping[str, Any]], accepted: Mapping[str, str]) -> None:

@@ -125,6 +125,18 @@ def test_the_whole_report(table: Table, tables: tuple[Table, int], tmp_path: Pat
     check_page((tmp_path / "all/index.html").read_text(), names)
 
 
+def test_rows_are_shown_where_nothing_can_be_written(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(files: Any, name: str, content: bytes) -> None:
+        raise OSError(28, "No space left on device", name)
+
+    monkeypatch.setattr(type(table.files), "write", full)
+    result = call(table, "-n", 1)
+    assert result.exit_code == 0, result.exception
+    assert rows_of(table)[0]["uid"] in result.output
+    assert "No space left on device" in result.output
+    assert "--html FOLDER" in result.output
+
+
 def test_words_of_the_data_command_no_terminal(tmp_path: Path) -> None:
     table = nasty(tmp_path)
     result = call(table)
