@@ -48,11 +48,11 @@ def test_configs_and_revisions_load_neither_torch_nor_transformers() -> None:
     [
         ("depth", depth("blocks:depth-r1"), "24ed9ec763f2f2a2"),
         ("depth", depth("blocks:depth-r2"), "a82338b7d93e0c83"),
-        ("detection", detection("blocks:detection-r1"), "ae439775a172d39c"),
-        ("detection", detection("blocks:detection-r2"), "fa7644c6c283a97a"),
+        ("detection", detection("blocks:detection-r1"), "8400f724a46e898d"),
+        ("detection", detection("blocks:detection-r2"), "9135f9317045f76a"),
         ("detection", detection("blocks:detection-r2", vocabulary=["dog", "cat"]), "f94e0feaeb9b71c0"),
         ("depth", DepthExpertConfig(revision=COMMIT), "71fd4a917c2f9b48"),
-        ("detection", DetectionExpertConfig(revision=COMMIT), "0996e7c3e9b723ae"),
+        ("detection", DetectionExpertConfig(revision=COMMIT), "0f4fe0fe3619d65e"),
     ],
 )
 def test_revisions_are_frozen(name: str, config: ExpertConfig, revision: str) -> None:
