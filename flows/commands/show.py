@@ -24,7 +24,7 @@ _KEPT = "_reports/show"  # in a local table: a takedown removes what is there
 
 
 def show(
-    uids: Annotated[list[str] | None, typer.Argument(metavar="[UID]…", help="Rows by uid, or by the first digits of one.")] = None,
+    uids: Annotated[list[str] | None, typer.Argument(help="Rows by uid, or by the first digits of one.")] = None,
     name: Annotated[
         Literal["random", "lowest-score", "most-boxes", "none", "largest-change"] | None,
         typer.Option("--slice", help="Rows to look at, if no uid is given; by default random."),
