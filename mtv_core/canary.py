@@ -16,6 +16,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, Field, ValidationError
@@ -267,7 +268,7 @@ def choose(view: View, expert: str, accepted: str, count: int) -> list[int]:
     kept: pa.Table | None = None
     for batch in view.scan(["uid", column], batch_size=_BATCH):
         other = pc.fill_null(pc.not_equal(batch[column], accepted), True)
-        position = pa.array(range(first, first + batch.num_rows), pa.int64())
+        position = pa.array(np.arange(first, first + batch.num_rows, dtype=np.int64))
         rows = pa.table({"uid": batch["uid"], "other": pc.cast(other, pa.int8()), "position": position})
         rows = rows if kept is None else pa.concat_tables([kept, rows])
         kept = rows.take(pc.select_k_unstable(rows, min(count, rows.num_rows), sort_keys=order)) if rows.num_rows else rows

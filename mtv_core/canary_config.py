@@ -35,6 +35,7 @@ class GateConfig(BaseModel, frozen=True, extra="forbid"):
     """How a new revision is tried, and who says yes: thresholds, or a person."""
 
     rows: int = Field(256, ge=1, le=100_000, description="rows that are labelled aside, chosen by the hash in their uid")
+    min_compared: int = Field(1, ge=1, description="rows that have an old and a new label; without any nobody can tell what would change")
     max_failed: float = Field(0.02, ge=0, le=1, description="share of rows on which the new expert fails")
     depth: DepthGate = DepthGate()
     detection: DetectionGate = DetectionGate()

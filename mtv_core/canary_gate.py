@@ -106,7 +106,7 @@ def checks(expert: str, found: dict[str, float], gate: GateConfig) -> list[GateC
     """Every threshold of an expert, in the order of the configuration."""
     compared = found["rows_compared"]
     shared = [
-        _least("min_compared", compared, 1, "rows with an old and a new label: without any there is no telling"),
+        _least("min_compared", compared, gate.min_compared, "rows with an old and a new label: without any there is no telling"),
         _most("max_failed", found.get("failed", 1.0), gate.max_failed, "share of pictures on which the new expert fails"),
     ]
     return [*shared, *(_of_depth(found, gate) if expert == "depth" else _of_detection(found, gate))]

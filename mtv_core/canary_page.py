@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _TILE, _GAP = 208, 6  # px
 _PAPER, _FAINT, _INK = (255, 255, 255), (240, 242, 245), (107, 114, 128)
+_REASONS = 8  # of failures, named on the page
 _LETTERS = 300  # of a caption
 _WIDTH, _HEIGHT, _FOOT = 300, 96, 18  # px of a histogram, and below it for its scale
 
@@ -123,6 +125,7 @@ def html(canary: Canary, rows: Sequence[Row], pictures: Sequence[Picture], table
     changed, chance = ([one for one in pictures if one.group == group] for group in ("changed", "chance"))
     sections = [
         ("The gate", _checks(canary)),
+        ("Why rows have no new label", _failures(rows)),
         ("Figures", _figures(canary)),
         ("What accepting takes", _work(canary)),
         ("Old and new", _experts(canary)),
@@ -161,6 +164,19 @@ def _checks(canary: Canary) -> str:
         )
     head = '<tr><th>label.gate.</th><th class="number">measured</th><th class="number">limit</th><th></th><th></th></tr>'
     return f"<table><thead>{head}</thead>{''.join(rows)}</table>"
+
+
+def _failures(rows: Sequence[Row]) -> str:
+    """The most frequent reasons, each with what was said of one row."""
+    failed = [row for row in rows if row.failure is not None]
+    reasons = Counter(row.failure for row in failed).most_common(_REASONS)
+    lines = []
+    for reason, count in reasons:
+        example = next(row.message or "" for row in failed if row.failure == reason)
+        lines.append(
+            f'<tr><th>{escape(str(reason))}</th><td class="number">{number(count)}</td><td><code>{escape(example)}</code></td></tr>'
+        )
+    return f"<table>{''.join(lines)}</table>" if lines else ""
 
 
 def _figures(canary: Canary) -> str:

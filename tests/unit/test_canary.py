@@ -379,6 +379,7 @@ def test_a_page_is_made_of_whatever_an_expert_says(broken: str, table: Table, mo
     seeing_experts(monkeypatch, broken)
     found = one(table, "detection")
     assert f"{len(found.failed)} of {len(found.checks)} checks failed" in Path(found.page).read_text()
+    assert ("RuntimeError: the expert is broken" in Path(found.page).read_text()) == (broken == "fails")
     assert len(found.pictures) >= 12
 
 
