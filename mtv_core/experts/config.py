@@ -23,7 +23,10 @@ class ExpertConfig(BaseModel, frozen=True, extra="forbid"):
     revision: str = Field(
         "main", description="hub only: commit (40 hex) or branch to track; a branch is resolved to its commit through the network"
     )
-    accept_license: bool = Field(False, description="set it if you may use weights under a non-commercial licence for what you do")
+    accept_license: bool = Field(
+        False,
+        description="set it if the weights' licence suits what you do; asked for if that is non-commercial, of its own kind or not known",
+    )
     dtype: Dtype = Field("float32", description="arithmetic of the model; it changes labels a little, so it is part of their revision")
     device: str = Field("auto", description="'auto' (the GPU if there is one), 'cpu', 'cuda', 'cuda:1'")
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mtv_core.experts import licenses
 from mtv_core.experts.config import ExpertConfig
 
 LABEL_SCHEMA_VERSION = 1  # raise it when stored labels change their meaning: every expert's labels become stale
@@ -26,12 +27,6 @@ _HASHED = re.compile(
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-# Licences as the models' cards on the hub state them.
-_LICENSES: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"depth-anything/depth-anything-v2-(base|large)", re.IGNORECASE), "cc-by-nc-4.0"),
-    (re.compile(r"depth-anything/depth-anything-v2-small", re.IGNORECASE), "apache-2.0"),
-    (re.compile(r"google/owlv2-", re.IGNORECASE), "apache-2.0"),
-)
 
 
 @dataclass(frozen=True)
@@ -86,16 +81,15 @@ def resolve(config: ExpertConfig) -> Source:
             f"the expert model {model!r} is a file; give the folder it lies in, which has config.json and the processor's files too"
         )
     elif _HUB_ID.fullmatch(model) and not model.startswith("."):
-        source = Source(model, _resolve_commit(model, config.revision), None, _hub_license(model))
+        commit = _resolve_commit(model, config.revision)
+        source = Source(model, commit, None, licenses.of_hub(model, commit))
     else:
         raise FileNotFoundError(
             f"there is no folder {model!r} for the expert; give an existing folder, a hub id (owner/name) or 'blocks:NAME'"
         )
-    if re.search(r"(^|[-_ ])nc([-_ ]|$)", source.license.lower()) and not config.accept_license:
-        raise ValueError(
-            f"the weights of {model} are under {source.license}, which forbids commercial use; if that suits what you do, set "
-            "accept_license: true for this expert, else take another model (Depth-Anything-V2-Small is Apache-2.0)"
-        )
+    refused = None if config.accept_license else licenses.refusal(model, source.license, of_the_hub=source.commit is not None)
+    if refused:
+        raise ValueError(refused)
     return source
 
 
@@ -165,7 +159,7 @@ def _folder(folder: Path) -> Source:
             "(other weight formats are not read, since they can run code)"
         )
     states = tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in hashed_files(folder))
-    return Source(str(folder), None, _digest(states), _card_license(folder))
+    return Source(str(folder), None, _digest(states), licenses.of_folder(folder))
 
 
 @functools.lru_cache(maxsize=64)
@@ -202,14 +196,3 @@ def _resolve_commit(model: str, revision: str) -> str:
         ) from error
     assert commit is not None
     return commit
-
-
-def _hub_license(model: str) -> str:
-    return next((name for pattern, name in _LICENSES if pattern.match(model)), "unknown")
-
-
-def _card_license(folder: Path) -> str:
-    """The `license:` of the model card, if a folder came with one."""
-    card = folder / "README.md"
-    found = re.search(r"^license:\s*(\S+)", card.read_text(errors="replace"), re.MULTILINE) if card.is_file() else None
-    return found[1].strip("'\"") if found else "unknown"

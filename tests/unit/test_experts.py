@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mtv_core import experts
-from mtv_core.experts import source
+from mtv_core.experts import licenses, source
 from mtv_core.experts.config import _LATER, DepthExpertConfig, DetectionExpertConfig, ExpertConfig
 from mtv_core.experts.source import WEIGHTS
 
@@ -149,7 +149,7 @@ def test_hub_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         experts.revision("depth", DepthExpertConfig(model="owner/name"))
     # A full commit needs no look-up; loading says soon that it is not there.
     with pytest.raises(FileNotFoundError, match="not in the local cache"):
-        experts.load("depth", DepthExpertConfig(model="owner/name", revision=COMMIT))
+        experts.load("depth", DepthExpertConfig(model="owner/name", revision=COMMIT, accept_license=True))
 
 
 def test_device_that_is_not_there() -> None:
@@ -163,6 +163,61 @@ def test_licence_on_the_hub() -> None:
     with pytest.raises(ValueError, match=r"cc-by-nc-4\.0"):
         experts.revision("depth", depth(large, revision=COMMIT))
     assert source.resolve(depth(large, revision=COMMIT, accept_license=True)).license == "cc-by-nc-4.0"
+    for model in ("google/owlv2-base-patch16-ensemble", "IDEA-Research/grounding-dino-tiny"):
+        assert source.resolve(detection(model, revision=COMMIT)).license == "apache-2.0"
+
+
+CARD = "---\n{}\n---\n# A model\nlicense: mit\n"  # only the front matter counts
+
+
+@pytest.mark.parametrize(
+    ("front", "license_name", "asked"),
+    [
+        ("license: apache-2.0", "apache-2.0", False),
+        ("tags:\n- depth\nlicense: MIT", "mit", False),
+        ("license:\n- mit\n- cc-by-nc-sa-4.0", "mit, cc-by-nc-sa-4.0", True),
+        ("license: other\nlicense_name: acme-research\nlicense_link: LICENSE", "other: acme-research", True),
+        ("license: other", "other", True),
+    ],
+)
+def test_the_card_says_the_licence_of_a_folder_and_of_a_hub_model(
+    front: str, license_name: str, asked: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "README.md").write_text(CARD.format(front))
+    card = tmp_path / "cache" / "models--acme--depth" / "snapshots" / COMMIT / "README.md"  # as the hub's client keeps it
+    card.parent.mkdir(parents=True)
+    card.write_text(CARD.format(front))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the card is in the cache: no network is needed"))
+    licenses._hub_card.cache_clear()
+    for config in (depth(folder), depth("acme/depth", revision=COMMIT)):
+        if asked:
+            with pytest.raises(ValueError, match="set accept_license: true"):
+                source.resolve(config)
+        assert source.resolve(config.model_copy(update={"accept_license": True})).license == license_name
+
+
+@pytest.mark.parametrize("front", ["tags: [depth]", "license: [", "- a list", ""])
+def test_a_hub_model_without_a_known_licence_has_to_be_accepted(
+    front: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(licenses, "_hub_card", lambda *_: CARD.format(front))
+    with pytest.raises(ValueError, match=r"acme/depth are under a licence that is not known.*set accept_license: true"):
+        source.resolve(depth("acme/depth", revision=COMMIT))
+    assert source.resolve(depth("acme/depth", revision=COMMIT, accept_license=True)).license == "unknown"
+    (folder / "README.md").write_text(CARD.format(front))
+    assert source.resolve(depth(folder)).license == "unknown"  # a folder of one's own
+
+
+def test_a_card_that_cannot_be_read_today_is_asked_for_again_tomorrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise socket.gaierror(-3, "Temporary failure in name resolution")
+
+    licenses._hub_card.cache_clear()
+    with monkeypatch.context() as offline:
+        offline.setattr(socket, "getaddrinfo", unreachable)
+        assert licenses.of_hub("acme/depth", COMMIT) == "unknown"
+    assert licenses._hub_card.cache_info().currsize == 0
 
 
 @pytest.mark.parametrize("fields", [{"vocabulary": []}, {"vocabulary": ["dog", " "]}, {"prompt": "a photo"}, {"treshold": 0.1}])
