@@ -105,7 +105,7 @@ def run(
         late = leaks_of(table, config, evaluation)
         committed = _bring(work, evaluation, late) if pending else Committed(notes=late)
         ingest_report.finish(table, config)
-        _tidy(table, lease, killed or bool(pending), killed)
+        _tidy(table, lease, killed or bool(pending))
     known = table.ledger.latest()
     skipped = sum(known[shard.uri].rows_out for shard in found if shard.uri in known and known[shard.uri].shard not in committed.shards)
     return _result(table, committed, StageReport(rows_skipped=skipped))
@@ -155,12 +155,11 @@ def retry(
                 f"none of the {len(chosen)} shards with such refusals is among the sources as it was; "
                 "if they changed, `mtv ingest` reads them again"
             )
-        killed = staging.left_behind(table)
         work = _Work(
             table, config, executor, progress, shards, {shard.id: chosen[shard.id] for shard in shards}, denied=_digest(table), alike=alike
         )
         committed = _bring(work, evaluation_index(table, config, executor, progress))
-        _tidy(table, lease, True, killed)
+        _tidy(table, lease, True)
     left = sum(len(names) for shard, names in chosen.items() if shard not in {shard.id for shard in shards})
     if left:
         committed.notes.append(f"{left} refusals are of shards that are not among the sources, or changed since; `mtv ingest` reads those")
@@ -192,13 +191,13 @@ def _digest(table: Table) -> str:
     return hashlib.sha256(b"".join(entries for _, entries in Denylist.load(table).lists)).hexdigest()[:16]
 
 
-def _tidy(table: Table, lease: locks.Lease, anything: bool, killed: bool) -> None:
+def _tidy(table: Table, lease: locks.Lease, anything: bool) -> None:
     """Remove what is staged, if nobody else is at work; else the last one to leave does."""
     if not anything:
         return
     with locks.alone(lease) as alone:
         if alone:
-            staging.clear(table, killed)
+            staging.clear(table)
 
 
 def _result(table: Table, committed: Committed, more: StageReport) -> IngestResult:

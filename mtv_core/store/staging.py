@@ -343,15 +343,21 @@ def left_behind(table: Table) -> bool:
     return bool(table.files.names(FOLDER))
 
 
-def clear(table: Table, killed: bool) -> None:
-    """Remove all that is staged, and data files that killed ingests wrote and never published. Only while nobody else writes."""
+def clear(table: Table) -> None:
+    """Remove all that is staged, and data files that were written and never published. Only while nobody else writes.
+
+    Such files are of killed ingests, and of workers that a run lost: what they had written is written again, under another name.
+    """
     table.files.remove(FOLDER)
-    if killed and table.exists():
+    if table.exists():
         _remove_orphans(table)
 
 
 def _remove_orphans(table: Table) -> None:
-    """Data files of killed ingests: named by Lance, and in no version; or not even finished, and untouched for a while."""
+    """Data files that Lance named, and that are in no version; or that are not even finished, and untouched for a while.
+
+    Usually the latest version names all there are, and one listing of the folder is all this costs.
+    """
     folder = "samples.lance/data"
     if table.files.local:
         for path in (Path(table.uri) / folder).glob(".tmp*"):  # Lance writes here and renames; labelling may be doing so right now

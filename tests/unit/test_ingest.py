@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import resource
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from mtv_core import ingest, ingest_commit, ingest_shard
 from mtv_core.data.sources import SourceConfig, expand
 from mtv_core.executor import Outcome, SerialExecutor
 from mtv_core.ingest_config import IngestConfig
-from mtv_core.store import denylist
+from mtv_core.store import denylist, staging
 from mtv_core.store.table import Table
 
 
@@ -526,6 +527,43 @@ def test_what_killed_runs_left_is_removed_and_nothing_else(tmp_path: Path) -> No
     (tmp_path / "t" / "_staging" / "ingest" / "0123").mkdir(parents=True)
     run(tmp_path / "t", tmp_path / "in")
     assert {path.name for path in data.iterdir()} == {published.name, "label-depth-r1-1-0-aa.lance", ".tmpNEW"}
+
+
+class _LosesWorkers:
+    """Runs each item again after its worker was lost, as Dask does."""
+
+    def __init__(self) -> None:
+        self.lost = 0
+
+    def map(
+        self, function: Callable[[Any], Any], items: Sequence[Any], *, resources: Mapping[str, float] | None = None
+    ) -> Iterator[Outcome[Any, Any]]:
+        for item in items:
+            try:
+                result = function(item)
+            except SystemExit:
+                self.lost += 1
+                result = function(item)
+            yield Outcome(item, result=result)
+
+
+def test_a_worker_that_is_lost_within_a_run_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards(tmp_path / "in", 2, 3)
+    passed: Counter[str] = Counter()
+
+    def dies_at_first(point: str) -> None:
+        passed[point] += 1
+        if point == "ingest.fragment_written" and passed[point] == 1:
+            raise SystemExit  # the data file is there, its record is not
+
+    monkeypatch.setattr(staging, "fault_point", dies_at_first)
+    executor = _LosesWorkers()
+    ingest.run([SourceConfig(uri=str(tmp_path / "in"))], str(tmp_path / "t"), IngestConfig(), executor)
+    assert executor.lost == 1
+    dataset = Table.open(str(tmp_path / "t")).dataset()
+    named = {file.path for fragment in dataset.get_fragments() for file in fragment.data_files()}
+    assert dataset.count_rows() == 6
+    assert {path.name for path in (tmp_path / "t" / "samples.lance" / "data").iterdir()} == named
 
 
 def test_nothing_is_left_in_staging(tmp_path: Path) -> None:
