@@ -22,7 +22,7 @@ from mtv_core.executor import duration
 from mtv_core.ingest_charts import number, size
 
 if TYPE_CHECKING:
-    from mtv_core.canary import Canary
+    from mtv_core.canary_record import Canary
 
 _TILE, _GAP = 208, 6  # px
 _PAPER, _FAINT, _INK = (255, 255, 255), (240, 242, 245), (107, 114, 128)
