@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torchvision.ops import batched_nms
 
@@ -32,11 +33,13 @@ def select(
 ) -> Detections:
     """The boxes of one picture of `size` (width, height) that are kept; adds to `dropped` how many each filter took, by its name."""
     # Order: score threshold, size, filters that judge a box alone, suppression within a phrase, filters that compare boxes, best few.
-    keep = candidates.scores > config.threshold
-    boxes_N4 = candidates.boxes[keep]
     # In px, so that a wide picture is thinned like a square one.
-    found = Boxes(boxes_N4, boxes_N4 * boxes_N4.new_tensor([*size, *size]), candidates.scores[keep], candidates.phrases[keep])
-    found = found[(found.pixels[:, 2:] - found.pixels[:, :2] >= 1.0).all(dim=-1)]  # else it lies outside, or is no pixel wide
+    pixels_N4 = candidates.boxes * candidates.boxes.new_tensor([*size, *size])
+    seen_N2 = pixels_N4[:, 2:] - pixels_N4[:, :2] >= 1.0  # else it lies outside, or is no pixel wide
+    keep = torch.nonzero((candidates.scores > config.threshold) & seen_N2[:, 0] & seen_N2[:, 1])[:, 0]
+    if not len(keep):
+        return NOTHING
+    found = Boxes(candidates.boxes, pixels_N4, candidates.scores, candidates.phrases)[keep]
     if config.min_area > 0:
         found = found[found.areas >= config.min_area]
     for rule in config.filters:
