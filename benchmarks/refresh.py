@@ -195,7 +195,7 @@ def measure_noop(folder: Path, fragments: int, rounds: int) -> dict[str, Any]:
 @contextmanager
 def timed() -> Iterator[dict[str, float]]:
     """Wall and CPU time of a block, with weights that are loaded in it."""
-    labelling_worker._loaded.cache_clear()
+    labelling_worker.loaded.cache_clear()
     found: dict[str, float] = {}
     wall, cpu = time.perf_counter(), time.process_time()
     yield found

@@ -80,9 +80,6 @@ def loaded(name: str, config: ExpertConfig, revision: str) -> Expert:
     return expert
 
 
-_loaded = loaded
-
-
 @dataclass
 class _Experience:
     """What a process has learnt of an expert, over fragments."""

@@ -82,9 +82,9 @@ class QuickExpert:
 def quick_experts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Body of a fixture: whatever expert is loaded in this process is a quick one."""
     monkeypatch.setattr(experts, "load", QuickExpert)
-    labelling_worker._loaded.cache_clear()
+    labelling_worker.loaded.cache_clear()
     yield
-    labelling_worker._loaded.cache_clear()
+    labelling_worker.loaded.cache_clear()
 
 
 def columns(table: Table) -> dict[str, list[object]]:

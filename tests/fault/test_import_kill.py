@@ -30,9 +30,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = make_table(folder / "table", count=30, rows_per_fragment=5)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experts, "load", QuickExpert)
-        labelling_worker._loaded.cache_clear()
+        labelling_worker.loaded.cache_clear()
         labelling.run(table.uri, config(), SerialExecutor())
-        labelling_worker._loaded.cache_clear()
+        labelling_worker.loaded.cache_clear()
     uids = columns(table)["uid"][:26]
     rows = [{"uid": uid, "boxes": [[0, 0, 0.5, (i + 1) / 32]], "phrases": [f"thing {i}"]} for i, uid in enumerate(uids)]
     rows[7]["boxes"] = [[0.5, 0.5, 0.1, 0.1]]

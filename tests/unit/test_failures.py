@@ -142,9 +142,9 @@ class TestLabels:
             return Odd(name, expert)
 
         monkeypatch.setattr(experts, "load", load)
-        labelling_worker._loaded.cache_clear()
+        labelling_worker.loaded.cache_clear()
         yield failing
-        labelling_worker._loaded.cache_clear()
+        labelling_worker.loaded.cache_clear()
 
     def label(self, table: Table) -> None:
         labelling.run(table.uri, config(), SerialExecutor())

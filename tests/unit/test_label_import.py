@@ -33,11 +33,11 @@ Row = dict[str, Any]
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Table]:
     """24 labelled rows in 3 fragments."""
     monkeypatch.setattr(experts, "load", QuickExpert)
-    labelling_worker._loaded.cache_clear()
+    labelling_worker.loaded.cache_clear()
     table = make_table(tmp_path / "table")
     labelling.run(table.uri, config(), SERIAL)
     yield table
-    labelling_worker._loaded.cache_clear()
+    labelling_worker.loaded.cache_clear()
 
 
 def rows_of(table: Table) -> list[Row]:

@@ -46,9 +46,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[QuickExpert]]:
         return loaded[-1]
 
     monkeypatch.setattr(experts, "load", load)
-    labelling_worker._loaded.cache_clear()
+    labelling_worker.loaded.cache_clear()
     yield loaded
-    labelling_worker._loaded.cache_clear()
+    labelling_worker.loaded.cache_clear()
 
 
 def data_files(table: Table) -> dict[str, str]:
@@ -73,7 +73,7 @@ def break_expert(monkeypatch: pytest.MonkeyPatch, fails: Callable[[Image.Image, 
 
 
 def test_real_experts_store_what_they_say_of_each_picture(table: Table) -> None:
-    labelling_worker._loaded.cache_clear()
+    labelling_worker.loaded.cache_clear()
     result = run(table, config("blocks:depth-r2", "blocks:detection-r2", batch_size=5))
     assert result.report.rows_out == 48
     depth, detection = (experts.load(name, expert) for name, expert in config("blocks:depth-r2", "blocks:detection-r2").experts().items())
@@ -345,7 +345,7 @@ def test_accepted_weights_complete_new_rows_after_the_watched_folder_changed(
     first = run(table, config(str(watched)))
     shutil.copytree(WEIGHTS / "depth-r2", watched, dirs_exist_ok=True)
     table.append(sample_rows(4, first=24))
-    labelling_worker._loaded.cache_clear()  # as a new process
+    labelling_worker.loaded.cache_clear()  # as a new process
     result = run(table, config(str(watched)))
     assert result.revisions == first.revisions
     assert result.proposed.keys() == {"depth"}
@@ -359,7 +359,7 @@ def test_kept_weights_that_are_gone_are_missed_only_when_needed(
     shutil.rmtree(Path(table.uri) / "_experts")
     assert run(table, config("blocks:depth-r2")).report.rows_in == 0
     monkeypatch.undo()
-    labelling_worker._loaded.cache_clear()
+    labelling_worker.loaded.cache_clear()
     table.append(sample_rows(4, first=24))
     with pytest.raises(ValueError, match=r"the depth expert cannot be used: there is no folder.*restore them"):
         run(table, config("blocks:depth-r2"))

@@ -33,9 +33,9 @@ def table(tmp_path: Path) -> Table:
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Quick experts instead of models."""
     monkeypatch.setattr(experts, "load", QuickExpert)
-    labelling_worker._loaded.cache_clear()
+    labelling_worker.loaded.cache_clear()
     yield
-    labelling_worker._loaded.cache_clear()
+    labelling_worker.loaded.cache_clear()
 
 
 def run(table: Table, with_config: LabelConfig | None = None) -> labelling.LabelResult:

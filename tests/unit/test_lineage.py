@@ -32,9 +32,9 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Table]:
     """24 rows without labels; run folders and MLflow are this test's own."""
     monkeypatch.setenv("MTV_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(experts, "load", QuickExpert)
-    labelling_worker._loaded.cache_clear()
+    labelling_worker.loaded.cache_clear()
     yield make_table(tmp_path / "table")
-    labelling_worker._loaded.cache_clear()
+    labelling_worker.loaded.cache_clear()
 
 
 def label(table: Table, **options: Any) -> labelling.LabelResult:

@@ -24,12 +24,12 @@ from mtv_core.store.table import Table
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Table]:
     """24 labelled rows, and 4 that came later."""
     monkeypatch.setattr(experts, "load", QuickExpert)
-    labelling_worker._loaded.cache_clear()
+    labelling_worker.loaded.cache_clear()
     table = make_table(tmp_path / "table")
     labelling.run(table.uri, config(), SerialExecutor())
     table.append(sample_rows(4, first=24))
     yield table
-    labelling_worker._loaded.cache_clear()
+    labelling_worker.loaded.cache_clear()
 
 
 def said(table: Table, *options: str) -> str:

@@ -32,12 +32,12 @@ from mtv_core.store.table import Table
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Table, str]]:
     """24 labelled rows with a tag; after it 4 rows came that have no labels."""
     monkeypatch.setattr(experts, "load", QuickExpert)
-    labelling_worker._loaded.cache_clear()
+    labelling_worker.loaded.cache_clear()
     table = make_table(tmp_path / "table")
     tag = labelling.run(table.uri, config(), SerialExecutor()).tag
     table.append(sample_rows(4, first=24))
     yield table, tag
-    labelling_worker._loaded.cache_clear()
+    labelling_worker.loaded.cache_clear()
 
 
 def truth(table: Table, tag: str | None = None) -> list[dict[str, Any]]:
