@@ -25,7 +25,11 @@ class LabelConfig(BaseModel, frozen=True, extra="forbid"):
     batch_size: int = Field(
         16, ge=1, le=4096, description="pictures an expert sees at once; 16 suits a CPU's caches, a GPU wants 32 and more"
     )
-    threads: int = Field(1, ge=1, description="torch threads of a worker on a CPU; workers share the cores, so 1")
+    threads: int = Field(
+        1,
+        ge=1,
+        description="batches a worker computes at the same time on a CPU, each on one core; they share batch_size, and workers the cores, so 1",
+    )
     gpus: float = Field(
         0, ge=0, description="how much of the cluster's resource GPU one fragment's work asks for; 0: it runs on any worker"
     )
