@@ -28,7 +28,7 @@ class LabelConfig(BaseModel, frozen=True, extra="forbid"):
     threads: int = Field(
         1,
         ge=1,
-        description="batches a worker computes at the same time on a CPU, each on one core; they share batch_size, and workers the cores, so 1",
+        description="batches a worker computes at once on a CPU, a core each; they share batch_size, and workers share the cores, so 1",
     )
     gpus: float = Field(
         0, ge=0, description="how much of the cluster's resource GPU one fragment's work asks for; 0: it runs on any worker"
