@@ -277,6 +277,10 @@ def test_settings_that_do_not_fit_the_architecture_are_refused(folder: Path, tmp
         experts.load("detection", DetectionExpertConfig(model="blocks:detection-r1", text_threshold=0.3))
     other = GroundingDinoForObjectDetection.from_pretrained(folder)
     other.save_pretrained(tmp_path / "other")
+    padding = GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}, pad_size={"height": 160, "width": 160})
+    GroundingDinoProcessor(padding, tokenizer(tmp_path)).save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="or it pads to a fixed size"):
+        detector(tmp_path / "other")
     lines = (folder.parent / "vocab.txt").read_text().split("\n")
     lines[1012], lines[300] = lines[300], "."
     (tmp_path / "vocab.txt").write_text("\n".join(lines))
@@ -284,6 +288,16 @@ def test_settings_that_do_not_fit_the_architecture_are_refused(folder: Path, tmp
     GroundingDinoProcessor(images, BertTokenizerFast(str(tmp_path / "vocab.txt"))).save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="tokenizer of bert-base-uncased"):
         detector(tmp_path / "other")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_runs_and_says_nearly_the_same(dtype: str, folder: Path) -> None:
+    phrases = [["red cube", "dog"]] * len(SIZES)
+    full, half = (proposed(detector(folder, dtype=kind), pictures(), phrases) for kind in ("float32", dtype))
+    for one, other in zip(full, half, strict=True):
+        # Which anchors become queries is a matter of close scores; the boxes that are in both lie in the same places.
+        best = box_iou(one.boxes, other.boxes).amax(dim=1)
+        assert best.median() > 0.6
 
 
 def test_numbers_that_are_not_finite_are_an_error(folder: Path) -> None:

@@ -49,10 +49,10 @@ class GroundingDinoDetector:
         self.text_threshold = config.text_threshold
         self.processor = base.load_pretrained(AutoProcessor, weights)
         images: Any = getattr(self.processor, "image_processor", None)
-        if not isinstance(images, GroundingDinoImageProcessor) or not images.do_pad:
+        if not isinstance(images, GroundingDinoImageProcessor) or getattr(images, "pad_size", None):
             raise ValueError(
-                f"{config.model} does not have Grounding DINO's own image processor ({type(images).__name__}), so it is not known how its "
-                "boxes lie on a picture; take IDEA-Research/grounding-dino-* or a folder saved from one"
+                f"{config.model} does not have Grounding DINO's own image processor ({type(images).__name__}), or it pads to a fixed size, so "
+                "it is not known how its boxes lie on a picture; take IDEA-Research/grounding-dino-* or a folder saved from one"
             )
         tokenizer = self.processor.tokenizer
         self.first, self.last, self.stop = ids = tokenizer.convert_tokens_to_ids([tokenizer.cls_token, tokenizer.sep_token, "."])
@@ -109,12 +109,13 @@ class GroundingDinoDetector:
         padding = self.processor.tokenizer.pad_token_id
         ids_BL = torch.tensor([[*text.ids, *[padding] * (longest - len(text.ids))] for text in texts])
         mask_BL = torch.tensor([[1] * len(text.ids) + [0] * (longest - len(text.ids)) for text in texts])
-        outputs = self.model(
-            pixel_values=pixels_BCHW.to(self.device, self.dtype),
-            input_ids=ids_BL.to(self.device),
-            token_type_ids=torch.zeros_like(ids_BL).to(self.device),
-            attention_mask=mask_BL.to(self.device),
-        )
+        with base.launching(self.device):
+            outputs = self.model(
+                pixel_values=pixels_BCHW.to(self.device, self.dtype),
+                input_ids=ids_BL.to(self.device),
+                token_type_ids=torch.zeros_like(ids_BL).to(self.device),
+                attention_mask=mask_BL.to(self.device),
+            )
         chances_BTL, boxes_BT4 = outputs.logits.float().sigmoid(), box_convert(outputs.pred_boxes.float(), "cxcywh", "xyxy").clamp(0.0, 1.0)
         return [
             self._candidates(text, chances_TL, boxes_T4)
