@@ -21,8 +21,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
 
+import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from mtv_core.data.schema import LABELS
@@ -94,13 +96,14 @@ class Engine:
             ExpertUnavailableError: the rows do not have the phrases that the expert is configured to take.
             OSError: the machine fails under the expert (`SickMachineError`: its device), or a part cannot be read.
         """
-        flying: deque[list[_Chunk]] = deque()
+        flying: deque[tuple[list[_Chunk], NDArray[np.int64]]] = deque()
         for part in parts:
-            flying.append(self._submit(part))
+            order = _by_shape(part)
+            flying.append((self._submit(part if _sorted(order) else part.take(pa.array(order))), order))
             if len(flying) >= _PARTS:
-                yield self._joined(flying.popleft())
+                yield self._joined(*flying.popleft())
         while flying:
-            yield self._joined(flying.popleft())
+            yield self._joined(*flying.popleft())
 
     def _submit(self, part: pa.RecordBatch) -> list[_Chunk]:
         try:
@@ -117,8 +120,8 @@ class Engine:
             self._workers.submit(self._run, chunk)
         return chunks
 
-    def _joined(self, chunks: Sequence[_Chunk]) -> Labelled:
-        """Wait for the chunks of a part."""
+    def _joined(self, chunks: Sequence[_Chunk], order: NDArray[np.int64]) -> Labelled:
+        """Wait for the chunks of a part, and put its rows back: row i of the chunks is row order[i] of the part."""
         schema = LABELS[self._expert.name]
         failures: dict[int, Failure] = {}
         counts: Counter[str] = Counter()
@@ -127,10 +130,13 @@ class Engine:
         for chunk in chunks:
             done = chunk.done.result()
             labels.append(done.labels)
-            failures |= {first + i: failure for i, failure in done.failures.items()}
+            failures |= {int(order[first + i]): failure for i, failure in done.failures.items()}
             counts.update(done.counts)
             first += chunk.rows.num_rows
-        return Labelled(_one(pa.Table.from_batches(labels, schema), schema), failures, counts)
+        together = pa.Table.from_batches(labels, schema)
+        if not _sorted(order):
+            together = together.combine_chunks().take(pa.array(np.argsort(order)))
+        return Labelled(_one(together, schema), failures, counts)
 
     # In the threads
 
@@ -218,6 +224,18 @@ class Engine:
             if self._cuda:
                 torch.cuda.empty_cache()
         return None
+
+
+def _by_shape(part: pa.RecordBatch) -> NDArray[np.int64]:
+    """Rows in the order in which they are worked on: of like shape together, since a model takes pictures of one size as one batch."""
+    if not {"width", "height"} <= set(part.schema.names):
+        return np.arange(part.num_rows)
+    aspect = part.column("width").to_numpy() / part.column("height").to_numpy()
+    return np.argsort(aspect, kind="stable")
+
+
+def _sorted(order: NDArray[np.int64]) -> bool:
+    return bool((np.diff(order) > 0).all())
 
 
 def _halves(positions: list[int]) -> list[list[int]]:

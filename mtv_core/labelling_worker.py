@@ -156,7 +156,17 @@ class _Fragment:
         waiting: deque[tuple[pa.RecordBatch, list[int]]] = deque()
 
         def stale_rows() -> Iterator[pa.RecordBatch]:
-            columns = ["uid", "shard", "key", "image", "caption", *self.expert.extra_columns, *label_schema(self.job.expert).names]
+            columns = [
+                "uid",
+                "shard",
+                "key",
+                "image",
+                "width",
+                "height",
+                "caption",
+                *self.expert.extra_columns,
+                *label_schema(self.job.expert).names,
+            ]
             for rows in self.table.scan_fragment(self.job.version, self.job.fragment_id, list(dict.fromkeys(columns)), _SCAN_ROWS):
                 revisions, ids = rows.column(f"{self.job.expert}_rev").to_pylist(), rows.column("_rowid")
                 # A deleted row has no id.

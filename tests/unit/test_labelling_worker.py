@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -41,6 +42,7 @@ class Fake(QuickExpert):
         assert depth is not None
         super().__init__("depth", depth)
         self.before, self.sizes = before, list[int]()
+        self.device = SimpleNamespace(type="cpu")
 
     def __call__(self, images: Sequence[Image.Image], captions: Sequence[str], phrases: Any = None) -> pa.RecordBatch:
         self.sizes.append(len(images))
@@ -93,10 +95,11 @@ def label_files(table: Table) -> list[str]:
     bad=st.sets(st.integers(0, 47), max_size=6),
     broken=st.sets(st.integers(0, 47), max_size=4),
     fits=st.integers(1, 8),
+    gpu=st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_every_row_gets_its_own_label_or_its_own_failure(
-    sizes: list[int], batch: int, threads: int, bad: set[int], broken: set[int], fits: int
+    sizes: list[int], batch: int, threads: int, bad: set[int], broken: set[int], fits: int, gpu: bool
 ) -> None:
     everything = rows(48)
     captions = everything["caption"].to_pylist()
@@ -109,6 +112,8 @@ def test_every_row_gets_its_own_label_or_its_own_failure(
             raise RuntimeError("odd picture")
 
     expert = Fake(before)
+    if gpu:  # decoded ahead by other threads
+        expert.device = SimpleNamespace(type="cuda")
     images = [b"no picture" if i in broken else image for i, image in enumerate(everything["image"].to_pylist())]
     given_rows = everything.set_column(everything.schema.get_field_index("image"), "image", pa.array(images, pa.binary()))
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
@@ -129,6 +134,14 @@ def test_label_rows_labels_what_has_a_label_already() -> None:
     labels, failures = label_rows(part, expert, 2)
     assert (labels["depth"].to_pylist(), failures) == (naive(part, expert), {})
     assert label_rows(part.slice(0, 0), expert, 2)[0].num_rows == 0
+
+
+def test_pictures_of_one_shape_go_together() -> None:
+    shapes: list[set[tuple[int, int]]] = []
+    with Engine(Fake(lambda images, _: shapes.append({image.size for image in images})), BatchSize(4)) as engine:
+        [labelled] = engine.label([rows(24)])
+    assert sorted(shapes, key=str) == [{(72, 96)}] * 2 + [{(96, 72)}] * 2 + [{(96, 96)}] * 2
+    assert labelled.labels["depth"].to_pylist() == naive(rows(24), Fake())
 
 
 def test_threads_work_on_different_batches_at_the_same_time() -> None:

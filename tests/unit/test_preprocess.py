@@ -138,3 +138,26 @@ def test_other_processors_are_not_imitated(processor: object) -> None:
 )
 def test_nor_for_detection(processor: object) -> None:
     assert Squaring.of(processor) is None
+
+
+def test_labels_are_those_of_the_processors() -> None:
+    """Depth to the byte, boxes but for the blur's rounding."""
+    from mtv_core import experts
+    from mtv_core.blocks.shards import truth
+    from mtv_core.experts.config import DepthExpertConfig, DetectionExpertConfig
+
+    found = [truth(5, i, *((96, 96), (96, 72), (150, 100), (200, 200))[i % 4]) for i in range(12)]
+    images, captions = [Image.fromarray(one.rendered.rgb) for one in found], [one.caption.text for one in found]
+    depth: Any = experts.load("depth", DepthExpertConfig(model="blocks:depth-r2", device="cpu"))
+    detection: Any = experts.load("detection", DetectionExpertConfig(model="blocks:detection-r2", device="cpu"))
+    maps, boxes = depth(images, captions), detection(images, captions).to_pylist()
+    assert depth._resizing is not None
+    assert detection.detector._squaring is not None
+    depth._resizing = detection.detector._squaring = None
+    assert depth(images, captions) == maps
+    for one, wanted, image in zip(boxes, detection(images, captions).to_pylist(), images, strict=True):
+        assert one["phrases"] == wanted["phrases"]
+        tolerance = 0.0 if max(image.size) <= 96 else 1e-5
+        np.testing.assert_allclose(np.reshape(one["boxes"], (-1, 4)), np.reshape(wanted["boxes"], (-1, 4)), rtol=0, atol=tolerance)
+        np.testing.assert_allclose(one["scores"], wanted["scores"], rtol=0, atol=tolerance)
+    assert sum(len(one["boxes"]) for one in boxes) > 8
