@@ -86,6 +86,11 @@ class World:
     def ask(self, method: str, path: str, **json_body: Any) -> Any:
         with httpx.Client(base_url=self.api, trust_env=False, timeout=60) as client:
             response = client.request(method, path, json=json_body or None)
+            for _ in range(5):  # SQLite had one writer too many, as Prefect's own client sees it too
+                if response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                    break
+                time.sleep(1)
+                response = client.request(method, path, json=json_body or None)
         assert response.status_code < 300, f"{method} {path}: {response.status_code} {response.text}"
         return response.json() if response.content else None
 
@@ -283,7 +288,7 @@ def test_an_event_lost_with_the_server_down_is_made_up_for_by_the_scheduled_watc
     assert world.revision("detection") == labels["detection"]
 
     watcher = world.deployment("watch-experts")
-    soon = {"schedule": {"interval": 5}, "active": True}
+    soon = {"schedule": {"interval": 8}, "active": True}
     world.ask("PATCH", f"/deployments/{watcher['id']}", parameters={"preset": world.preset}, schedules=[soon])
     run = world.next_run("refresh-labels", known)
     assert world.runs("watch-experts")[-1]["auto_scheduled"]
@@ -295,20 +300,20 @@ def test_an_event_lost_with_the_server_down_is_made_up_for_by_the_scheduled_watc
     _only(world, "detection", labels)
     _quiet(world)
     ours = [run for run in world.runs("refresh-labels") if run not in known]
-    assert [run["state_name"] for run in ours if run["state_name"] != "Duplicate"] == ["Completed"], "looked at every 5 s, done once"
+    assert [run["state_name"] for run in ours if run["state_name"] != "Duplicate"] == ["Completed"], "looked at again and again, done once"
 
 
 def test_a_person_refuses_and_nothing_changes(world: World, labels: dict[str, Any]) -> None:
     run = _suspended(world, "depth", "r1")
     asked = _form(world, run)
     assert "max_abs_rel" in asked["description"]
-    assert f"/runs/flow-run/{run['id']}?tab=Artifacts" in asked["description"]
+    page = world.artifacts(run)["canary-depth"]["id"]
+    assert f"/artifacts/artifact/{page})" in asked["description"]
     assert asked["schema"]["properties"]["decision"]["enum"] == ["approve", "refuse"]
     assert json.loads(_mtv_runs(world))[-1]["status"] == "suspended"
-    # Looking again and again meanwhile starts nothing: the question has been asked.
+    # Looking again meanwhile starts nothing: the question has been asked.
     events = world.events()
-    for _ in range(2):
-        assert "not announced again" in world.watch(**APPROVAL)
+    assert "not announced again" in world.watch(**APPROVAL)
     assert world.events() == events
     # An event that came twice all the same is told from the first.
     twice = world.wait(world.start("refresh-labels", **{k: v for k, v in run["parameters"].items() if k != "preset"}))
