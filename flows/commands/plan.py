@@ -26,10 +26,11 @@ def plan(
 ) -> None:
     """Say what labelling would do, by expert: revisions, stale rows, time, bytes and cost. Needs no server and loads no weights."""
     from mtv_core import labelling_plan
+    from tasks import experts
 
     config = resolve_options(preset, sources, table, options).config
     uri = table_uri(config)
-    plans = labelling_plan.plan(uri, config.label, config.table.storage_options)
+    plans = labelling_plan.plan(uri, experts.resolved(config.label), config.table.storage_options)
     if as_json:
         typer.echo(json.dumps({"table": uri, "experts": {name: one.model_dump(mode="json") for name, one in plans.items()}}, indent=2))
         return
