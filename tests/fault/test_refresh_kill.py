@@ -23,14 +23,10 @@ pytestmark = pytest.mark.fault
 CHILD = Path(__file__).with_name("refresh_child.py")
 # In the order in which a refresh passes them. Three fragments of depth in groups of two make two commits.
 POINTS = [
-    "canary.tried",
-    "label.accepted",
-    "refresh.accepted",
-    "label.staged:2",
-    "label.before_commit",
-    "label.replaced",
-    "label.committed",
-]
+    "canary.tried", "label.accepted", "refresh.accepted", "label.staged:2", "label.before_commit", "label.replaced", "label.committed",
+]  # fmt: skip
+SHORT = ["canary.tried", "refresh.accepted", "label.replaced"]
+FULL = os.environ.get("MTV_FAULT_ROUNDS") == "full"
 
 
 @pytest.fixture(scope="module")
