@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from mtv_core.data.schema import label_schema
@@ -32,6 +32,9 @@ from mtv_core.store.table import Table
 __all__ = ["ExpertPlan", "LabelResult", "LabellingIncompleteError", "kept_experts", "plan", "revisions", "run"]
 
 _PASSES = 3  # a pass after the first is needed when rows came, or another run labelled, meanwhile
+# Fragments after which the table is looked at anew: a commit is checked against all since the version that was scanned, 1 ms each on a disk
+# and a request each in an object store, so those of a long run would take longer and longer.
+_WINDOW = 1000
 _GIVE_UP = 8  # fragments of an expert that failed, with none that did not, after which the rest is not tried
 _TARGET_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -132,6 +135,9 @@ class _Stage:
         self.committed = time.monotonic()
         self.commits = 0
         self.conflicts = 0
+        self.done = self.total = 0  # rows of a pass
+        self.good: Counter[str] = Counter()  # expert → fragments of a pass
+        self.bad: Counter[str] = Counter()
         self.meter = Meter()
         self.unlabelled: Counter[str] = Counter()  # expert → rows that an import has nothing for
         self.state: LabelState  # of the labels, when they were last looked at
@@ -153,8 +159,15 @@ class _Stage:
             jobs = [(job, task) for job, task in jobs if (job.expert, job.fragment_id) not in tried or self.conflicts > conflicts]
             if not jobs:
                 break
+            self.done, self.total = 0, sum(task.num_stale for _, task in jobs)
+            self.good.clear()
+            self.bad.clear()
+            self.progress(0, self.total, "rows to label")
             with self.meter.running():
-                report += self._label(jobs)
+                for window in self._windows(jobs):
+                    report += self._label(window)
+                    if self._hopeless():
+                        break
             if self.conflicts == conflicts:
                 tried |= {(job.expert, job.fragment_id) for job, _ in jobs}
         else:
@@ -198,41 +211,53 @@ class _Stage:
                 jobs.append((job, task))
         return sorted(jobs, key=lambda pair: (pair[0].fragment_id, pair[0].expert))
 
+    def _windows(self, jobs: list[tuple[FragmentJob, FragmentTask]]) -> Iterator[list[tuple[FragmentJob, FragmentTask]]]:
+        """The jobs of a pass in pieces, each as of the latest version when it begins; what is not stale any more is left out."""
+        left = {(job.expert, job.fragment_id) for job, _ in jobs}
+        while window := jobs[:_WINDOW]:
+            yield window
+            left -= {(job.expert, job.fragment_id) for job, _ in window}
+            if not left:
+                return
+            self.state = self.table.label_state()
+            jobs = [(job, task) for job, task in self._jobs() if (job.expert, job.fragment_id) in left]
+
     def _label(self, jobs: list[tuple[FragmentJob, FragmentTask]]) -> StageReport:
-        """One pass over fragments: results are staged by workers, and committed here in groups."""
+        """A window of fragments: results are staged by workers, and committed here in groups."""
         num_stale = {job: task.num_stale for job, task in jobs}
-        total, done, report = sum(num_stale.values()), 0, StageReport()
-        good: dict[str, int] = defaultdict(int)
-        failed: dict[str, int] = defaultdict(int)
+        report = StageReport()
         resources = {"GPU": self.config.gpus} if self.config.gpus else None
-        self.progress(0, total, "rows to label")
         outcomes = self.executor.map(label_fragment, [job for job, _ in jobs], resources=resources)
         try:
             for outcome in outcomes:
                 name = outcome.item.expert
                 if outcome.result is None:
                     self._failed(outcome)
-                    failed[name] += 1
+                    self.bad[name] += 1
                     report += StageReport(counts={f"{name}_fragments_failed": 1})
-                    if failed[name] >= _GIVE_UP and not good[name]:
+                    if self._hopeless():
                         break
                 else:
-                    good[name] += 1
+                    self.good[name] += 1
                     report += outcome.result.report
                     self.meter.add(name, outcome.result.report, outcome.result.worker)
                     self.problems += outcome.result.problems
                     if outcome.result.staged is not None:
                         self._take(outcome.result.staged, outcome.result.report.rows_in)
-                done += num_stale[outcome.item]
+                self.done += num_stale[outcome.item]
                 if len(self.pending) >= self.config.commit_fragments or time.monotonic() - self.committed >= self.config.commit_seconds:
                     self._commit()
-                self.progress(done, total, "rows labelled")
+                self.progress(min(self.done, self.total), self.total, "rows labelled")
         finally:
             close = getattr(outcomes, "close", None)
             if close is not None:
                 close()  # cancels what is in flight when this loop is left early
         self._commit()
         return report
+
+    def _hopeless(self) -> bool:
+        """Whether an expert fails on fragment after fragment."""
+        return any(number >= _GIVE_UP and not self.good[name] for name, number in self.bad.items())
 
     def _take(self, staged: StagedLabels, rows: int) -> None:
         """A fragment for the next commit, unless its expert refuses too much."""

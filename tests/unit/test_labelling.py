@@ -6,6 +6,7 @@ import hashlib
 import io
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from label_tables import QuickExpert, columns, config, make_table, rejects, sample_rows
 from PIL import Image
 
-from mtv_core import experts, labelling, labelling_worker
+from mtv_core import experts, labelling, labelling_accept, labelling_worker
 from mtv_core.data.depth import decode
 from mtv_core.executor import Outcome, SerialExecutor
 from mtv_core.experts.source import WEIGHTS
@@ -384,3 +385,36 @@ def test_a_wrong_expert_changes_nothing(table: Table) -> None:
     with pytest.raises(FileNotFoundError, match="no embedded expert"):
         run(table, config(detection="blocks:detection-r9"))
     assert table.version == version
+
+
+def test_a_long_run_looks_at_the_table_anew_and_labels_each_fragment_once(
+    table: Table, quick: list[QuickExpert], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth = Table.open(str(shutil.copytree(table.uri, Path(table.uri).with_name("truth"))))
+    labelling.run(truth.uri, config(), SERIAL)
+    monkeypatch.setattr(labelling, "_WINDOW", 2)
+    jobs: list[tuple[str, int, int]] = []
+    told: list[tuple[int, int]] = []
+    label_fragment = labelling.label_fragment
+
+    def noted(job: Any) -> Any:
+        jobs.append((job.expert, job.fragment_id, job.version))
+        if len(jobs) == 3:  # somebody else labels what this run has not come to
+            staged = label_fragment(replace(job, expert="detection", fragment_id=2, **_detection()))
+            assert staged.staged is not None
+            Table.open(table.uri).commit_labels([staged.staged])
+        return label_fragment(job)
+
+    def _detection() -> dict[str, Any]:
+        assignment = labelling_accept.assign(table, "detection", config().experts()["detection"], "gate", table.accepted()["detection"])
+        return {"config": assignment.config, "revision": assignment.revision}
+
+    monkeypatch.setattr(labelling, "label_fragment", noted)
+    result = labelling.run(table.uri, config(), SERIAL, lambda done, total, message="": told.append((done, total)))
+    assert columns(table) == columns(truth)
+    assert [job[:2] for job in jobs] == [("depth", 0), ("detection", 0), ("depth", 1), ("detection", 1), ("depth", 2)]
+    versions = [job[2] for job in jobs]
+    assert versions[0] == versions[1] < versions[2] == versions[3] < versions[4]
+    assert table.label_counts() == truth.label_counts()
+    assert (told[0], told[-1]) == ((0, 48), (40, 48))
+    assert result.report.rows_out == 40
