@@ -279,7 +279,7 @@ def test_settings_that_do_not_fit_the_architecture_are_refused(folder: Path, tmp
     other.save_pretrained(tmp_path / "other")
     padding = GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}, pad_size={"height": 160, "width": 160})
     GroundingDinoProcessor(padding, tokenizer(tmp_path)).save_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match="or it pads to a fixed size"):
+    with pytest.raises(ValueError, match="or that pads to a fixed size"):
         detector(tmp_path / "other")
     lines = (folder.parent / "vocab.txt").read_text().split("\n")
     lines[1012], lines[300] = lines[300], "."
