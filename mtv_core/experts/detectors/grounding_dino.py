@@ -51,8 +51,8 @@ class GroundingDinoDetector:
         images: Any = getattr(self.processor, "image_processor", None)
         if not isinstance(images, GroundingDinoImageProcessor) or getattr(images, "pad_size", None):
             raise ValueError(
-                f"{config.model} does not have Grounding DINO's own image processor ({type(images).__name__}), or that pads to a fixed size, "
-                "so it is not known how its boxes lie on a picture; take IDEA-Research/grounding-dino-* or a folder saved from one"
+                f"{config.model} does not have Grounding DINO's processor ({type(images).__name__}), or that pads to a fixed size, so "
+                "it is not known how its boxes lie on a picture; take IDEA-Research/grounding-dino-* or a folder saved from one"
             )
         tokenizer = self.processor.tokenizer
         self.first, self.last, self.stop = ids = tokenizer.convert_tokens_to_ids([tokenizer.cls_token, tokenizer.sep_token, "."])
