@@ -90,7 +90,7 @@ def naive(boxes: list[Box], filters: list[str], threshold: float, min_area: floa
         "slivers": lambda box, _: aspect(box[0]) <= 10,
     }
     together: dict[str, Callable[[Box, list[Box]], bool]] = {
-        "duplicates": lambda box, kept: all(iou(box[0], other[0]) <= 0.9 for other in kept),
+        "duplicates": lambda box, kept: all(iou(box[0], other[0]) <= 0.91 for other in kept),
         "repeats": lambda box, kept: sum(other[2] == box[2] for other in kept) < 2,
         "weak": lambda box, kept: all(box[1] >= 0.5 * other[1] - 1e-9 for other in kept if other[2] == box[2]),
     }
@@ -105,7 +105,8 @@ def naive(boxes: list[Box], filters: list[str], threshold: float, min_area: floa
     return left[:top], +dropped
 
 
-OPTIONS = {"slivers": {"max_aspect": 10}, "repeats": {"max_boxes": 2}, "weak": {"share": 0.5}}
+# No ratio of whole numbers of this size: what lies on a limit falls to either side of it in float32.
+OPTIONS = {"duplicates": {"iou": 0.91}, "slivers": {"max_aspect": 10}, "repeats": {"max_boxes": 2}, "weak": {"share": 0.5}}
 
 
 @given(
@@ -114,7 +115,7 @@ OPTIONS = {"slivers": {"max_aspect": 10}, "repeats": {"max_boxes": 2}, "weak": {
     st.integers(0, 5),
     st.sampled_from([0.0, 0.2]),
     st.sampled_from([0.0, 0.05]),
-    st.sampled_from([0.3, 0.7, 1.0]),
+    st.sampled_from([0.31, 0.71, 1.0]),
     st.sampled_from([2, 20]),
 )
 def test_selection_equals_plain_loops(
