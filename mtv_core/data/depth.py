@@ -29,7 +29,7 @@ _PARAMETERS = {"typesize": 2, "codec": blosc2.Codec.ZSTD, "clevel": 1, "filters"
 def encode(depth: NDArray[np.floating]) -> bytes:
     """Store a map of inverse depth [H, W], float; what is not finite is "no value".
 
-    The error of a value is at most half a step, (highest − lowest) / 4094 / 2, plus the rounding of float32 (and its smallest normal number).
+    The error of a value is at most half a step, (highest − lowest) / 4094 / 2, plus the rounding of float32, and its least normal number.
 
     Raises:
         ValueError: the map is not two-dimensional, is empty, or has a side above 65535.
