@@ -33,7 +33,7 @@ def abs_rel(old: NDArray[np.floating], new: NDArray[np.floating]) -> float:
     smaller one's places. NaN where nothing can be compared: the old map is flat, or too little is known of them.
     """
     height, width = min(old.shape[0], new.shape[0]), min(old.shape[1], new.shape[1])
-    a, b = _at(old, height, width), _at(new, height, width)
+    a, b = at_places(old, height, width), at_places(new, height, width)
     known = np.isfinite(a) & np.isfinite(b)
     if known.sum() < 3:
         return float("nan")
@@ -48,7 +48,7 @@ def abs_rel(old: NDArray[np.floating], new: NDArray[np.floating]) -> float:
     return float((np.abs(aligned - np.maximum(reference, floor)) / aligned).mean())
 
 
-def _at(depth: NDArray[np.floating], height: int, width: int) -> NDArray[np.float64]:
+def at_places(depth: NDArray[np.floating], height: int, width: int) -> NDArray[np.float64]:
     """A map at the places of a coarser one: values as they are, none mixed."""
     rows = ((np.arange(height) + 0.5) * depth.shape[0] / height).astype(int)
     columns = ((np.arange(width) + 0.5) * depth.shape[1] / width).astype(int)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtv_core.data.depth import decode
-from mtv_core.label_checks import iou
+from mtv_core.label_compare import at_places, matched
 
 
 def depth_change(old: NDArray[np.floating], new: NDArray[np.floating]) -> float:
@@ -19,7 +19,7 @@ def depth_change(old: NDArray[np.floating], new: NDArray[np.floating]) -> float:
     different sizes are compared at the smaller one's places. NaN where nothing can be compared.
     """
     height, width = min(old.shape[0], new.shape[0]), min(old.shape[1], new.shape[1])
-    a, b = _at(old, height, width), _at(new, height, width)
+    a, b = at_places(old, height, width), at_places(new, height, width)
     both = np.isfinite(a) & np.isfinite(b)
     if both.sum() < 3:
         return float("nan")
@@ -31,12 +31,6 @@ def depth_change(old: NDArray[np.floating], new: NDArray[np.floating]) -> float:
     return float(np.abs(slope * centred + y.mean() - y).mean() / max(spread, 1e-9)) if spread > 0 else float(variance > 0)
 
 
-def _at(depth: NDArray[np.floating], height: int, width: int) -> NDArray[np.float64]:
-    rows = ((np.arange(height) + 0.5) * depth.shape[0] / height).astype(int)
-    columns = ((np.arange(width) + 0.5) * depth.shape[1] / width).astype(int)
-    return np.asarray(depth[rows][:, columns], np.float64)
-
-
 def boxes_change(
     old: Sequence[Sequence[float]], old_phrases: Sequence[str], new: Sequence[Sequence[float]], new_phrases: Sequence[str]
 ) -> float:
@@ -46,14 +40,9 @@ def boxes_change(
     """
     if not old and not new:
         return 0.0
-    overlap = iou(np.asarray(old, np.float32).reshape(-1, 4), np.asarray(new, np.float32).reshape(-1, 4))
-    overlap[np.array([[a != b for b in new_phrases] for a in old_phrases], bool).reshape(overlap.shape)] = 0
-    total, pairs = 0.0, 0
-    while overlap.size and (best := float(overlap.max())) > 0:
-        i, j = np.unravel_index(int(overlap.argmax()), overlap.shape)
-        overlap[i, :], overlap[:, j] = 0, 0
-        total, pairs = total + best, pairs + 1
-    return 1 - total / (len(old) + len(new) - pairs)
+    boxes = [np.asarray(one, np.float32).reshape(-1, 4) for one in (old, new)]
+    pairs = [overlap for _, _, overlap in matched(boxes[0], old_phrases, boxes[1], new_phrases)]
+    return 1 - sum(pairs) / (len(old) + len(new) - len(pairs))
 
 
 def change(expert: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> float:

@@ -6,6 +6,8 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+from mtv_core.data.meta import find
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -36,7 +38,7 @@ def read(rows: pa.RecordBatch, name: str) -> list[list[str]]:
         raise ValueError(f"the table has no column {column!r} for label.detection.phrases_column; it has {', '.join(rows.schema.names)}")
     values = rows.column(column).to_pylist()
     if key is not None:
-        values = [_find(_document(value), key) for value in values]
+        values = [find(_document(value), key) for value in values]
     return [_listed(value, name) for value in values]
 
 
@@ -59,12 +61,3 @@ def _document(text: str | None) -> Any:
         return json.loads(text or "null")
     except ValueError:
         return None
-
-
-def _find(document: Any, key: str) -> Any:
-    if not isinstance(document, dict):
-        return None
-    if key in document:  # a name may have dots of its own
-        return document[key]
-    first, _, rest = key.partition(".")
-    return _find(document.get(first), rest) if rest else None

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from mtv_core.data.filters.base import Filter, Missing, Received, bounds, check_bounds, within
+from mtv_core.data.meta import find
 
 
 class MetaRange(Filter, frozen=True):
@@ -34,21 +35,12 @@ class MetaRange(Filter, frozen=True):
 
     def __call__(self, sample: Received) -> str | None:
         """None to keep the sample, else what is wrong with it."""
-        value = _number(_find(sample.meta, self.field))
+        value = _number(find(sample.meta, self.field))
         if value is None:
             return None if self.missing == "keep" else f"the sample's JSON has no number {self.field!r}"
         if within(value, self.minimum, self.maximum):
             return None
         return f"{self.field} is {value:g}; {bounds(self.minimum, self.maximum)} is kept"
-
-
-def _find(meta: Any, field: str) -> Any:
-    if not isinstance(meta, dict):
-        return None
-    if field in meta:  # a name may have dots of its own
-        return meta[field]
-    first, _, rest = field.partition(".")
-    return _find(meta.get(first), rest) if rest else None
 
 
 def _number(value: Any) -> float | None:
