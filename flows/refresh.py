@@ -14,7 +14,7 @@ from mtv_core.data.sources.config import SourceConfig
 from mtv_core.labelling_config import LabelConfig
 from mtv_core.report import StageRef
 from mtv_core.store.config import TableConfig
-from tasks import canary, gate, stages, watch
+from tasks import refresh, stages, watch
 from tasks.run import Run, open_run
 from tasks.watch import ExpertUpdate
 
@@ -49,16 +49,16 @@ def refresh_labels(
     with open_run(resolved, "refresh-labels") as run:
         if update is not None and (other := _same(run, update)):
             return _end(run, "Duplicate", f"the refresh {other} is about {update.expert} {update.revision} as well; nothing was done")
-        plans = canary.plans(run)
-        for expert, plan in canary.proposed(plans, update.expert if update else None, force).items():
+        plans = refresh.plans(run)
+        for expert in refresh.proposed(run, names=[update.expert] if update else None, force=force):
             # The run may be suspended here. It then begins anew, and finds its canary; an accepted expert is proposed no more.
-            stages.decide(run, stages.canary(run, expert, plan, force))
+            stages.decide(run, stages.canary(run, expert, plans[expert], force))
         verdicts = [stage.ref for name, stage in run.record.stages.items() if name.startswith("gate-") and stage.ref is not None]
         said = [_said(verdict) for verdict in verdicts]
         said += [
             f"{name} {one.tracked} was refused before ({one.refusal.reason})" for name, one in plans.items() if one.refusal and not force
         ]
-        if verdicts and all(verdict.outputs["verdict"] == gate.REFUSED for verdict in verdicts):
+        if verdicts and all(verdict.outputs["verdict"] == "refused" for verdict in verdicts):
             return _end(run, "Refused", "; ".join([*said, "nothing was changed"]))
         labelled = stages.refresh(run)
         rows = labelled.report.rows_out if labelled.run_id == run.run_id else 0

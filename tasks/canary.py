@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 
 from mtv_core import canary as core
-from mtv_core import labelling_plan
 from mtv_core.canary import Canary
 from mtv_core.data.files import Files
 from mtv_core.executor import Progress, duration
@@ -22,27 +21,6 @@ from tasks.run import Run, stage_key
 
 VERSION = 1
 PICTURES = 6  # as artifacts; the page has the others
-
-
-def plans(run: Run) -> dict[str, ExpertPlan]:
-    """What stands where, by expert, from the table's manifest.
-
-    Raises:
-        FileNotFoundError: there is no table, or no such expert.
-        ValueError: an expert cannot be used as configured.
-    """
-    return labelling_plan.plan(run.table, run.label_config, run.config.table.storage_options)
-
-
-def proposed(plans: Mapping[str, ExpertPlan], only: str | None, force: bool) -> dict[str, ExpertPlan]:
-    """The experts whose tracked revision waits for being accepted. One that was refused does so only if it is forced, one whose accepted
-    labels were imported only if it is named.
-    """
-    return {
-        name: one
-        for name, one in plans.items()
-        if one.proposed and only in (None, name) and (force or one.refusal is None) and (one.imported is None or only == name)
-    }
 
 
 def key(run: Run, expert: str, plan: ExpertPlan) -> str:

@@ -1,4 +1,4 @@
-"""Who says whether a new revision of an expert replaces the old one's labels: the thresholds, or a person in the Prefect UI.
+"""A person says in the Prefect UI whether a new revision of an expert replaces the old one's labels.
 
 A flow that waits for a person is suspended: no process runs, no slot of the deployment is taken. Once it is answered Prefect starts the
 flow again from the top, where it finds its canary by the key of the task, and the answer here. The answer stays with the flow run, so a
@@ -8,7 +8,7 @@ retry does not ask again. Nobody has answered in `label.gate.approval_timeout`: 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 
 from prefect.context import FlowRunContext
 from prefect.flow_runs import suspend_flow_run
@@ -17,19 +17,16 @@ from prefect.input.actions import read_flow_run_input
 from prefect.input.run_input import keyset_from_base_key
 from pydantic import Field
 
-from mtv_core import canary as core
 from mtv_core.canary import Canary
-from mtv_core.report import StageRef
 from tasks.canary import question
+from tasks.refresh import Answer
 from tasks.run import Run
 
-ACCEPTED, REFUSED = "accepted", "refused"
 
+class Form(RunInput):
+    """What the Prefect UI asks a person."""
 
-class Decision(RunInput):
-    """The form that the Prefect UI shows."""
-
-    decision: Literal["approve", "refuse"] = Field(
+    decision: Answer = Field(
         title="Decision",
         description="approve: it becomes the accepted revision, and all rows are labelled again with it. refuse: nothing changes, and this "
         "revision is not proposed again",
@@ -37,42 +34,17 @@ class Decision(RunInput):
     reason: str = Field("", title="Reason", description="kept in the table with a refusal, and with the run", max_length=1000)
 
 
-def decide(run: Run, canary: Canary, artifact: str) -> tuple[bool, str]:
-    """Whether the revision is accepted, and why. Suspends the flow run where a person has to say it.
+def ask(run: Run, canary: Canary, artifact: str) -> Form:
+    """What a person says of a canary. Suspends the flow run until it is answered.
 
     Args:
-        run: whose configuration says who decides.
+        run: whose configuration says how long the answer may take.
         canary: what is decided on.
         artifact: id of its page in Prefect.
 
     Raises:
-        ValueError: a person has to say it, and this is no run of a deployment.
+        ValueError: this is no run of a deployment.
     """
-    gate = run.label_config.gate
-    if not gate.approval:
-        return canary.passed, canary.reason or f"{len(canary.checks)} checks passed on {canary.rows} rows"
-    answer = _ask(run, canary, artifact, gate.approval_timeout)
-    reason = " ".join(answer.reason.split()) or "no reason given"
-    return answer.decision == "approve", f"by a person: {reason}"
-
-
-def apply(run: Run, canary: Canary, accepted: bool, reason: str) -> StageRef:
-    """Write the decision into the table. Repeated, it does nothing.
-
-    Raises:
-        ValueError: the expert, or what is accepted, has changed since the canary.
-    """
-    options = run.config.table.storage_options
-    if accepted:
-        core.accept(run.table, canary, run.label_config, options)
-    else:
-        core.reject(run.table, canary, reason, options)
-    verdict = ACCEPTED if accepted else REFUSED
-    outputs = {"expert": canary.expert, "revision": canary.revision, "verdict": verdict, "reason": reason, "page": canary.page}
-    return StageRef(stage="gate", run_id=run.run_id, uri=run.table, outputs=outputs)
-
-
-def _ask(run: Run, canary: Canary, artifact: str, timeout: float) -> Decision:
     context = FlowRunContext.get()
     if context is None or context.flow_run is None or context.flow_run.deployment_id is None:
         raise ValueError(
@@ -83,12 +55,12 @@ def _ask(run: Run, canary: Canary, artifact: str, timeout: float) -> Decision:
     # Suspending twice under one key is refused by the server, but a retry of a failed run begins with no keys; its answer is still there.
     given: Any = read_flow_run_input(keyset_from_base_key(f"suspended-{key}")["response"], flow_run_id=context.flow_run.id)
     if given:
-        return Decision.model_validate(given)
-    url = run.record.prefect_url
+        return Form.model_validate(given)
+    url, timeout = run.record.prefect_url, run.label_config.gate.approval_timeout
     until = datetime.now(UTC) + timedelta(seconds=timeout)
     run.record.message = f"waits until {until:%Y-%m-%d %H:%M} UTC for a person to approve or refuse {canary.expert} {canary.revision}" + (
         f": press Resume at {url}" if url else ""
     )
     shown = f"{url.partition('/runs/')[0]}/artifacts/artifact/{artifact}" if url else None
-    form = Decision.with_initial_data(description=question(canary, shown))
+    form = Form.with_initial_data(description=question(canary, shown))
     return suspend_flow_run(wait_for_input=form, key=key, timeout=max(1, round(timeout)))

@@ -6,7 +6,7 @@ from PIL import Image
 
 from mtv_core.config import PipelineConfig
 from mtv_core.executor import Progress
-from mtv_core.report import StageRef
+from mtv_core.report import StageRef, StageReport
 from mtv_core.store import tombstones
 from mtv_core.store.table import Table
 from tasks import experts
@@ -46,7 +46,7 @@ def label(run: Run, key: str, progress: Progress) -> StageRef:
 
     with on_demand(run.config.compute) as executor:
         result = labelling.run(run.table, run.label_config, executor, progress, run.config.table.storage_options)
-    return _ref(run, result.version, result.tag, result.revisions).model_copy(update={"report": result.report})
+    return ref(run, result.version, result.tag, result.revisions, result.report)
 
 
 def as_it_is(run: Run) -> StageRef:
@@ -70,14 +70,17 @@ def current(run: Run, tag: str | None = None) -> StageRef:
     if tag is not None:
         if tag not in table.tags():
             raise tombstones.missing(table, tag)
-        return _ref(run, table.tags()[tag], tag, table.tag_revisions(tag))
+        return ref(run, table.tags()[tag], tag, table.tag_revisions(tag))
     revisions = {expert: accepted.revision for expert, accepted in table.accepted().items()}
     name = table.tag(revisions)
-    return _ref(run, table.tags()[name], name, revisions)
+    return ref(run, table.tags()[name], name, revisions)
 
 
-def _ref(run: Run, version: int, tag: str, revisions: dict[str, str]) -> StageRef:
-    return StageRef(stage="label", run_id=run.run_id, uri=run.table, version=version, tag=tag, revisions=revisions)
+def ref(run: Run, version: int, tag: str | None, revisions: dict[str, str], report: StageReport | None = None) -> StageRef:
+    """A labelled version, for the stages after it."""
+    return StageRef(
+        stage="label", run_id=run.run_id, uri=run.table, version=version, tag=tag, revisions=revisions, report=report or StageReport()
+    )
 
 
 def valid(run: Run, ref: StageRef) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mtv_core.executor import Progress
 from mtv_core.report import StageRef
+from tasks import label as label_stage
 from tasks.run import Run
 
 if TYPE_CHECKING:
@@ -32,16 +33,8 @@ def import_labels(
         progress=progress,
         storage_options=config.table.storage_options,
     )
-    return StageRef(
-        stage="label",
-        run_id=run.run_id,
-        uri=run.table,
-        version=result.version,
-        tag=result.tag,
-        revisions={result.expert: result.revision},
-        outputs={"notes": "\n".join(notes(result))},
-        report=result.report,
-    )
+    ref = label_stage.ref(run, result.version, result.tag, {result.expert: result.revision}, result.report)
+    return ref.model_copy(update={"outputs": {"notes": "\n".join(notes(result))}})
 
 
 def notes(result: ImportResult) -> list[str]:

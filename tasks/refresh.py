@@ -23,6 +23,8 @@ from tasks import label as label_stage
 from tasks.cluster import on_demand
 from tasks.run import Run
 
+Answer = Literal["approve", "refuse"]  # of a person
+
 
 class Decision(BaseModel, frozen=True, extra="forbid"):
     """What became of a canary."""
@@ -38,6 +40,11 @@ def plans(run: Run) -> dict[str, ExpertPlan]:
     from mtv_core import labelling_plan
 
     return labelling_plan.plan(run.table, run.label_config, run.config.table.storage_options)
+
+
+def proposed(run: Run, *, names: Collection[str] | None = None, force: bool = False) -> list[str]:
+    """The experts whose tracked revision waits for being accepted; arguments and errors as of `mtv_core.canary.try_out`."""
+    return core.proposed(run.table, run.label_config, run.config.table.storage_options, force=force, names=names)
 
 
 def canaries(
@@ -58,35 +65,37 @@ def canaries(
     options = run.config.table.storage_options
     found = core.latest(run.table, run.label_config, options, force=force, names=names) if seen else []
     there = {canary.expert for canary in found}
-    left = [name for name in core.proposed(run.table, run.label_config, options, force=force, names=names) if name not in there]
+    left = [name for name in proposed(run, names=names, force=force) if name not in there]
     if left:
         with on_demand(run.config.compute) as executor:
             found += core.try_out(run.table, run.label_config, executor, progress, options, force=force, names=left)
     return found
 
 
-def decide(run: Run, canary: Canary, decision: Literal["approve", "reject"] | None = None, reason: str = "") -> Decision:
-    """Accept or refuse a canary's revision: as a person says, else as the thresholds do, unless a person has to.
+def decide(run: Run, canary: Canary, answer: Answer | None = None, reason: str = "") -> Decision:
+    """Accept or refuse a canary's revision: as a person says, else as the thresholds do, unless a person has to. Repeated, it does nothing.
 
     Args:
         run: whose `label.gate` is asked.
         canary: what was tried.
-        decision: of a person; it counts more than the thresholds.
-        reason: of a refusal by a person.
+        answer: of a person; it counts more than the thresholds.
+        reason: of a person.
 
     Raises:
-        ValueError, OSError: as `mtv_core.canary.accept` and `reject`.
+        ValueError: the expert, or what is accepted, has changed since the canary.
+        OSError: as `mtv_core.canary.accept` and `reject`.
     """
     options = run.config.table.storage_options
-    if decision is None and run.label_config.gate.approval:
+    if answer is None and run.label_config.gate.approval:
         return Decision(expert=canary.expert, revision=canary.revision, verdict="waiting", reason="label.gate.approval: a person decides")
-    if decision == "approve" or (decision is None and canary.passed):
+    said = " ".join(reason.split())
+    if answer == "approve" or (answer is None and canary.passed):
         core.accept(run.table, canary, run.label_config, options)
         fault_point("refresh.accepted")
-        passed = f"{len(canary.checks)} checks passed" if canary.passed else f"although checks failed: {canary.reason}"
-        said = f"by a person, {passed}" if decision == "approve" else passed
-        return Decision(expert=canary.expert, revision=canary.revision, verdict="accepted", reason=said)
-    said = f"by a person: {reason or 'no reason given'}" if decision == "reject" else canary.reason
+        checks = f"although checks failed: {canary.reason}" if not canary.passed else f"{len(canary.checks)} checks passed"
+        by_person = f"by a person{f' ({said})' if said else ''}, " if answer else ""
+        return Decision(expert=canary.expert, revision=canary.revision, verdict="accepted", reason=f"{by_person}{checks}")
+    said = f"by a person: {said or 'no reason given'}" if answer else canary.reason
     core.reject(run.table, canary, said, options)
     return Decision(expert=canary.expert, revision=canary.revision, verdict="refused", reason=said)
 

@@ -16,6 +16,7 @@ from mtv_core.settings import home
 from mtv_core.store.ledger import LedgerEntry
 from mtv_core.store.table import Table
 from tasks import ingest as ingest_stage
+from tasks import label as label_stage
 from tasks.cluster import connect
 from tasks.run import Run
 
@@ -91,12 +92,4 @@ def label(run: Run, expert: str, reasons: Collection[str] | None, progress: Prog
             progress=progress,
             storage_options=run.config.table.storage_options,
         )
-    return StageRef(
-        stage="label",
-        run_id=run.run_id,
-        uri=run.table,
-        version=result.version,
-        tag=result.tag,
-        revisions=result.revisions,
-        report=result.report,
-    )
+    return label_stage.ref(run, result.version, result.tag, result.revisions, result.report)

@@ -21,6 +21,7 @@ from tasks import evaluate as evaluate_stage
 from tasks import export as export_stage
 from tasks import ingest as ingest_stage
 from tasks import label as label_stage
+from tasks import refresh as refresh_stage
 from tasks import train as train_stage
 from tasks.run import FileProgress, Run
 
@@ -135,8 +136,13 @@ def canary(run: Run, expert: str, plan: ExpertPlan, force: bool = False) -> Stag
 def decide(run: Run, tried: StageRef) -> StageRef:
     """Accept the revision of a canary or refuse it, as the thresholds or a person say; the flow run may be suspended for that."""
     canary = canary_stage.of(tried)
-    accepted, reason = gate.decide(run, canary, tried.outputs["artifact"])
-    return run.stage(f"gate-{canary.expert}", "", lambda: gate.apply(run, canary, accepted, reason))
+    form = gate.ask(run, canary, tried.outputs["artifact"]) if run.label_config.gate.approval else None
+
+    def work() -> StageRef:
+        decision = refresh_stage.decide(run, canary, form.decision if form else None, form.reason if form else "")
+        return StageRef(stage="gate", run_id=run.run_id, uri=run.table, outputs={**decision.model_dump(), "page": canary.page})
+
+    return run.stage(f"gate-{canary.expert}", "", work)
 
 
 def refresh(run: Run) -> StageRef:

@@ -66,7 +66,7 @@ def refresh(
         decisions: list[Decision] = []
         ref: StageRef | None = None
         if not canary_only:
-            decisions = [stage.decide(run, one, "approve" if approve else "reject" if reject else None, reason) for one in canaries]
+            decisions = [stage.decide(run, one, "approve" if approve else "refuse" if reject else None, reason) for one in canaries]
             if not as_json:
                 _decisions(decisions, bool(approve or reject))
             if all(one.verdict != "waiting" for one in decisions):
