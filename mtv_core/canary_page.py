@@ -17,9 +17,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mtv_core import viz
 from mtv_core.canary_rows import Row
+from mtv_core.charts import number, size
 from mtv_core.data.depth import decode
 from mtv_core.executor import duration
-from mtv_core.ingest_charts import number, size
 
 if TYPE_CHECKING:
     from mtv_core.canary_record import Canary

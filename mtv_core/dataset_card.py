@@ -12,10 +12,11 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
+from mtv_core.charts import number, share, size
 from mtv_core.data.funnel import AGAIN, ROWS, Step, funnel
 from mtv_core.data.schema import SAMPLES
 from mtv_core.data.stats import Histogram, IngestStats, SampleStats, Tally
-from mtv_core.ingest_charts import number, ratio, share, size
+from mtv_core.ingest_charts import ratio
 from mtv_core.ingest_config import IngestConfig
 from mtv_core.store.rejects import Selection
 from mtv_core.store.summary import Summary

@@ -1,40 +1,17 @@
-"""Charts of an ingest's report as HTML and inline SVG: nothing is fetched, everything can be selected, and hovering tells the numbers."""
+"""Charts of an ingest's report: `charts` on its scales, and the funnel."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
+from mtv_core import charts
+from mtv_core.charts import number, share
 from mtv_core.data.funnel import Step
 from mtv_core.data.stats import BINS, Histogram
 
-_WIDTH, _HEIGHT, _FOOT = 300, 96, 18  # px of a histogram, and below it for its scale
 _BARS = 36  # at most
-
-
-def number(value: float) -> str:
-    """Whole numbers with thin spaces between thousands; others to three digits."""
-    if float(value).is_integer() or abs(value) >= 1000:
-        return f"{value:,.0f}".replace(",", "\u202f")
-    return f"{value:.3g}"
-
-
-def size(num_bytes: float) -> str:
-    """Bytes as people read them: 980 B, 12.3 KB, 4.5 GB."""
-    for unit in ("B", "KB", "MB", "GB", "TB"):
-        if abs(num_bytes) < 1000:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.3g} PB"
-
-
-def share(part: float, whole: float) -> str:
-    """A part in per cent; small ones keep a digit that says something."""
-    percent = 100 * part / whole if whole else 0.0
-    if part >= whole or not percent or 9.95 <= percent < 98.95:
-        return f"{percent:.0f} %"
-    return "< 0.1 %" if percent < 0.095 else f"{percent:.1f} %" if percent < 99.95 else "> 99.9 %"
 
 
 def ratio(value: float) -> str:
@@ -68,7 +45,6 @@ def histogram(title: str, new: Histogram, table: Histogram | None, say: Callable
     if last - first < 12:  # one size only: leave room, so that it is seen as one of many
         first, last = first - 16, last + 16
     count = (last - first) // step + 1
-    width = _WIDTH / count
 
     def heights(one: Histogram) -> list[float]:
         found = [0.0] * count
@@ -77,56 +53,16 @@ def histogram(title: str, new: Histogram, table: Histogram | None, say: Callable
         return found
 
     bars, line = heights(new) if new.count else [], heights(table) if table is not None and table.count else []
-    top = max([*bars, *line]) or 1.0
     low, high = 2 ** (first / BINS), 2 ** ((first + count * step) / BINS)
 
-    def x(value: float) -> float:
-        return (math.log2(value / low) / math.log2(high / low)) * _WIDTH
+    def told(i: int) -> str:
+        ends = f"{say(2 ** ((first + i * step) / BINS))} – {say(2 ** ((first + (i + 1) * step) / BINS))}{unit}"
+        return f"{ends}: {bars[i]:.1%} of this ingest"
 
-    parts = []
-    for i, height in enumerate(bars):
-        if height:
-            y, left = max(height / top * (_HEIGHT - 4), 1.0), i * width + 0.5
-            ends = f"{say(2 ** ((first + i * step) / BINS))} – {say(2 ** ((first + (i + 1) * step) / BINS))}{unit}"
-            parts.append(
-                f'<rect class="bar" x="{left:.1f}" y="{_HEIGHT - y:.1f}" width="{max(width - 1, 1):.1f}" height="{y:.1f}">'
-                f"<title>{escape(ends)}: {height:.1%} of this ingest</title></rect>"
-            )
-    if line:
-        points = [(i * width + dx, _HEIGHT - height / top * (_HEIGHT - 4)) for i, height in enumerate(line) for dx in (0, width)]
-        parts.append('<polyline class="line" points="' + " ".join(f"{px:.1f},{py:.1f}" for px, py in points) + '"/>')
-    parts.append(f'<line class="axis" x1="0" x2="{_WIDTH}" y1="{_HEIGHT}" y2="{_HEIGHT}"/>')
-    for label, tick in {say(tick): tick for tick in _ticks(low, high)}.items():
-        place = x(tick)
-        anchor = "start" if place < 12 else "end" if place > _WIDTH - 12 else "middle"
-        parts.append(
-            f'<line class="axis" x1="{place:.1f}" x2="{place:.1f}" y1="{_HEIGHT}" y2="{_HEIGHT + 3}"/>'
-            f'<text x="{place:.1f}" y="{_HEIGHT + 15}" text-anchor="{anchor}">{escape(label)}</text>'
-        )
+    ticks = {say(tick): math.log2(tick / low) / math.log2(high / low) for tick in _ticks(low, high)}
     quantiles = [value for q in (0.05, 0.5, 0.95) if (value := shown.quantile(q)) is not None]
     said = f"median <b>{escape(say(quantiles[1]))}{unit}</b>, 90 % within {escape(say(quantiles[0]))} – {escape(say(quantiles[2]))}"
-    return (
-        f'<figure class="histogram"><figcaption><h3>{escape(title)}</h3><p>{said}</p></figcaption>'
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT + _FOOT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg></figure>'
-    )
-
-
-def bars(title: str, values: Iterable[tuple[str, float]], note: str = "", say: Callable[[float], str] | None = None) -> str:
-    """A figure: a list of names with a bar each. Values are shares, unless `say` writes them otherwise."""
-    rows = list(values)
-    if not rows:
-        return ""
-    most = max(value for _, value in rows) or 1.0
-    lines = [
-        f'<tr><th title="{escape(name)}">{escape(name)}</th>'
-        f'<td><span class="bar" style="width:{max(100 * value / most, 0.5):.1f}%"></span></td>'
-        f"<td>{escape(say(value) if say else share(value, 1))}</td></tr>"
-        for name, value in rows
-    ]
-    return (
-        f'<figure class="list"><figcaption><h3>{escape(title)}</h3>{f"<p>{escape(note)}</p>" if note else ""}</figcaption>'
-        f"<table>{''.join(lines)}</table></figure>"
-    )
+    return charts.histogram(title, said, bars, told, [(place, label) for label, place in ticks.items()], line)
 
 
 def shares(counts: Mapping[str, int], most: int = 8) -> list[tuple[str, float]]:

@@ -9,10 +9,11 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from mtv_core import ingest_charts as charts
+from mtv_core.charts import bars, number, share, size
 from mtv_core.data.funnel import describe
 from mtv_core.data.stats import Histogram, Tally
 from mtv_core.executor import amount, duration
-from mtv_core.ingest_charts import number, ratio, share, size
+from mtv_core.ingest_charts import ratio
 from mtv_core.ingest_gallery import Thumbnail
 
 if TYPE_CHECKING:
@@ -203,12 +204,12 @@ def _parts(report: IngestReport) -> str:
     kept = {"kept byte for byte": stats.passthrough, "encoded anew": stats.reencoded}
     return "".join(
         [
-            charts.bars("Formats, as received", charts.shares(stats.formats), "of this ingest"),
-            charts.bars("Images", charts.shares({name: rows for name, rows in kept.items() if rows}), "of this ingest"),
-            charts.bars("Sources", charts.shares(table.sources), "of the table"),
-            charts.bars("Split", charts.shares(table.splits), "of the table"),
-            charts.bars("Licences", licenses, license_note) or charts.bars("Licences", [("unknown", 1.0)], "of the table"),
-            charts.bars("Domains", domains, domain_note),
+            bars("Formats, as received", charts.shares(stats.formats), "of this ingest"),
+            bars("Images", charts.shares({name: rows for name, rows in kept.items() if rows}), "of this ingest"),
+            bars("Sources", charts.shares(table.sources), "of the table"),
+            bars("Split", charts.shares(table.splits), "of the table"),
+            bars("Licences", licenses, license_note) or bars("Licences", [("unknown", 1.0)], "of the table"),
+            bars("Domains", domains, domain_note),
         ]
     )
 
@@ -217,7 +218,7 @@ def _time(report: IngestReport) -> str:
     seconds = report.stats.seconds()
     total = sum(seconds.values())
     note = f"{duration(total)} of work, added up over workers"
-    return charts.bars("Work", sorted(seconds.items(), key=lambda pair: -pair[1]), note, duration) if total else ""
+    return bars("Work", sorted(seconds.items(), key=lambda pair: -pair[1]), note, duration) if total else ""
 
 
 def markdown(report: IngestReport) -> str:

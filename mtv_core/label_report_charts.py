@@ -1,13 +1,12 @@
-"""Charts of counts in even bins as inline SVG: nothing is fetched, and hovering tells the numbers."""
+"""Charts of a label report: `charts` of counts in even bins, and parts of a whole."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from html import escape
 
-from mtv_core.ingest_charts import number, share
-
-_WIDTH, _HEIGHT, _FOOT = 300, 96, 18  # px of a histogram, and below it for its scale
+from mtv_core import charts
+from mtv_core.charts import number, share
 
 
 def histogram(
@@ -33,33 +32,13 @@ def histogram(
     total = sum(counts)
     if not total:
         return ""
-    shares = [count / total for count in counts]
     total_before = sum(before or ())
+
+    def told(i: int) -> str:
+        return f"{ends(i)}: {number(counts[i])} {unit}, {share(counts[i], total)}"
+
     line = [count / total_before for count in before or ()] if total_before else []
-    top, width = max([*shares, *line]), _WIDTH / len(counts)
-    parts = []
-    for i, (count, part) in enumerate(zip(counts, shares, strict=True)):
-        if count:
-            height = max(part / top * (_HEIGHT - 4), 1.0)
-            parts.append(
-                f'<rect class="bar" x="{i * width + 0.5:.1f}" y="{_HEIGHT - height:.1f}" width="{max(width - 1, 1):.1f}" '
-                f'height="{height:.1f}"><title>{escape(ends(i))}: {number(count)} {escape(unit)}, {share(count, total)}</title></rect>'
-            )
-    if line:
-        points = [(i * width + dx, _HEIGHT - part / top * (_HEIGHT - 4)) for i, part in enumerate(line) for dx in (0, width)]
-        parts.append('<polyline class="line" points="' + " ".join(f"{x:.1f},{y:.1f}" for x, y in points) + '"/>')
-    parts.append(f'<line class="axis" x1="0" x2="{_WIDTH}" y1="{_HEIGHT}" y2="{_HEIGHT}"/>')
-    for place, label in ticks:
-        x = place * _WIDTH
-        anchor = "start" if x < 8 else "end" if x > _WIDTH - 8 else "middle"
-        parts.append(
-            f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{_HEIGHT}" y2="{_HEIGHT + 3}"/>'
-            f'<text x="{x:.1f}" y="{_HEIGHT + 15}" text-anchor="{anchor}">{escape(label)}</text>'
-        )
-    return (
-        f'<figure class="histogram"><figcaption><h3>{escape(title)}</h3>{f"<p>{escape(note)}</p>" if note else ""}</figcaption>'
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT + _FOOT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg></figure>'
-    )
+    return charts.histogram(title, escape(note), [count / total for count in counts], told, ticks, line)
 
 
 def unit_ticks() -> list[tuple[float, str]]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from mtv_core import ingest_charts
 from mtv_core import label_report_charts as charts
+from mtv_core.charts import bars, number, share
 from mtv_core.data.funnel import describe
-from mtv_core.ingest_charts import number, share
 from mtv_core.label_checks import Check
 from mtv_core.label_report_facts import Boxes, ExpertFacts, LabelReport, PhraseFacts
 from mtv_core.label_report_pictures import figure
@@ -272,7 +271,7 @@ def _dropped(report: LabelReport) -> str:
     total = sum(report.dropped.values()) or 1
     ordered = sorted(report.dropped.items(), key=lambda one: (-one[1], one[0]))
     values = [(f"{name} ({number(boxes)})", boxes / total) for name, boxes in ordered]
-    return f'<div class="grid">{ingest_charts.bars("Boxes", values, "in the labelling run before this report")}</div>' if values else ""
+    return f'<div class="grid">{bars("Boxes", values, "in the labelling run before this report")}</div>' if values else ""
 
 
 def _cards(shown: Sequence[Shown], thumbnails: Mapping[str, Sequence[str]]) -> str:

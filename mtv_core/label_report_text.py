@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from html import escape
 
+from mtv_core.charts import number, share
 from mtv_core.data.funnel import describe
-from mtv_core.ingest_charts import number, share
 from mtv_core.label_report_facts import LabelReport
 from mtv_core.label_report_pages import UNITS, coverage, described, found_in, headline, subtitle
 

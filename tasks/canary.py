@@ -10,9 +10,9 @@ from prefect.artifacts import create_image_artifact, create_markdown_artifact
 
 from mtv_core import canary as core
 from mtv_core.canary import Canary
+from mtv_core.charts import size
 from mtv_core.data.files import Files
 from mtv_core.executor import Progress, duration
-from mtv_core.ingest_charts import size
 from mtv_core.labelling_plan import ExpertPlan
 from mtv_core.report import StageRef, StageReport
 from mtv_core.settings import is_local

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFont
 from tars import picture
 
-from mtv_core import dataset_card, ingest_charts, ingest_gallery, ingest_report
+from mtv_core import charts, dataset_card, ingest_charts, ingest_gallery, ingest_report
 from mtv_core.data.filters import DEFAULT, Filter
 from mtv_core.data.filters.meta_range import MetaRange
 from mtv_core.data.filters.min_side import MinSide
@@ -384,7 +384,7 @@ class TestCharts:
     @settings(max_examples=60, deadline=None)
     @given(st.lists(st.integers(1, 10**7), max_size=30), st.lists(st.integers(1, 10**7), max_size=30))
     def test_any_numbers_can_be_drawn(self, new: list[int], old: list[int]) -> None:
-        drawn = ingest_charts.histogram("x", Histogram.of(np.array(new)), Histogram.of(np.array(old)), ingest_charts.size)
+        drawn = ingest_charts.histogram("x", Histogram.of(np.array(new)), Histogram.of(np.array(old)), charts.size)
         assert bool(drawn) == bool(new or old)
         for x, width in re.findall(r'<rect class="bar" x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', drawn):
             assert 0 <= float(x) <= float(x) + float(width) <= 302
@@ -392,12 +392,12 @@ class TestCharts:
             assert -1 <= float(number) <= 302
 
     def test_words_for_numbers(self) -> None:
-        assert [ingest_charts.number(n) for n in (0, 12, 1234567, 0.123456)] == ["0", "12", "1\u202f234\u202f567", "0.123"]
-        assert [ingest_charts.size(n) for n in (0, 999, 1234, 5.6e9, 7e15)] == ["0 B", "999 B", "1.23 KB", "5.6 GB", "7 PB"]
-        assert [ingest_charts.share(n, 10_000) for n in (0, 1, 12, 994, 5000, 9950, 9999, 10_000)] == [
+        assert [charts.number(n) for n in (0, 12, 1234567, 0.123456)] == ["0", "12", "1\u202f234\u202f567", "0.123"]
+        assert [charts.size(n) for n in (0, 999, 1234, 5.6e9, 7e15)] == ["0 B", "999 B", "1.23 KB", "5.6 GB", "7 PB"]
+        assert [charts.share(n, 10_000) for n in (0, 1, 12, 994, 5000, 9950, 9999, 10_000)] == [
             "0 %", "< 0.1 %", "0.1 %", "9.9 %", "50 %", "99.5 %", "> 99.9 %", "100 %",
         ]  # fmt: skip
-        assert ingest_charts.share(0, 0) == "0 %"
+        assert charts.share(0, 0) == "0 %"
 
 
 class TestOfARun:
