@@ -85,10 +85,11 @@ class DetectionExpert:
         if asked:
             with torch.inference_mode():
                 proposed = self.detector([images[i] for i in asked], [phrases_of[i] for i in asked])
-                for i, candidates in zip(asked, proposed, strict=True):
-                    if not (candidates.scores.isfinite().all() and candidates.boxes.isfinite().all()):
-                        raise ValueError("the detection model gave numbers that are not finite; a wider dtype (float32, bfloat16) may help")
-                    found[i] = select(candidates, images[i].size, phrases_of[i], self.config, dropped)
+                if not all(bool(one.scores.isfinite().all() and one.boxes.isfinite().all()) for one in proposed):
+                    raise ValueError("the detection model gave numbers that are not finite; a wider dtype (float32, bfloat16) may help")
+                chosen = select(proposed, [images[i].size for i in asked], [phrases_of[i] for i in asked], self.config, dropped)
+            for i, one in zip(asked, chosen, strict=True):
+                found[i] = one
         self._last.counts = Counter({f"detection_filter_{name}": number for name, number in dropped.items()})
         return found
 

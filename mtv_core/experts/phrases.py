@@ -25,18 +25,15 @@ English: of a caption in another language it gives words that stand beside each 
 
 from __future__ import annotations
 
-import functools
 import re
-import threading
-from collections.abc import Callable
+
+from mtv_core.experts.tagger import tagger
 
 VERSION = 2  # raise it when the same caption gives other phrases: detections of captions become stale
 MAX_WORDS = 5  # of a phrase: the last ones, since an English noun phrase ends with its head
 MAX_LETTERS = 24  # of a word; longer ones are file names and hashes
-REMEMBERED_WORDS = 200_000  # what each may be; some 200 MB if all places are taken
 
 _TOKEN = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*(?:(?<=s)['’])?|\S")  # the last: "girls' shoes"
-_loading = threading.Lock()
 
 
 def _words(text: str) -> frozenset[str]:
@@ -106,7 +103,7 @@ def _kinds(words: list[str]) -> list[str]:
     """Of each word: A adjective, N noun, | neither."""
     if not words:
         return []
-    tags = _tagger()(words)
+    tags = tagger()(words)
     kinds: list[str] = []
     for i, (word, tag) in enumerate(zip(words, tags, strict=True)):
         before, lower = kinds[-1] if kinds else "|", word.lower()
@@ -136,19 +133,3 @@ def _cleaned(words: list[str]) -> list[str]:
         return []
     phrase = " ".join(words)
     return [phrase] if sum(letter.isalpha() for letter in phrase) > 1 else []
-
-
-def _tagger() -> Callable[[list[str]], list[str]]:
-    """Words → their tags. Loaded once, by one thread."""
-    with _loading:
-        return _load()
-
-
-@functools.cache
-def _load() -> Callable[[list[str]], list[str]]:
-    from HanTa.HanoverTagger import HanoverTagger
-
-    tagger = HanoverTagger("morphmodel_en.pgz")
-    # What a word may be does not depend on its sentence, and finding out takes most of the time: captions use the same words over again.
-    tagger._tag_word = functools.lru_cache(maxsize=REMEMBERED_WORDS)(tagger._tag_word)
-    return functools.partial(tagger.tag_sent, taglevel=0)

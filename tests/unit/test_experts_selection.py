@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
@@ -35,14 +35,18 @@ def config(**fields: Any) -> DetectionExpertConfig:
     return DetectionExpertConfig.model_validate({"model": "blocks:detection-r2", "device": "cpu", **fields})
 
 
-def chosen(boxes: list[Box], **fields: Any) -> tuple[Detections, Counter[str]]:
-    dropped: Counter[str] = Counter()
-    candidates = Candidates(
+def candidates(boxes: list[Box]) -> Candidates:
+    return Candidates(
         torch.tensor([box for box, *_ in boxes]).reshape(-1, 4),
         torch.tensor([score for _, score, _ in boxes]),
         torch.tensor([phrase for *_, phrase in boxes], dtype=torch.long),
     )
-    return select(candidates, SIZE, ASKED, config(**fields), dropped), dropped
+
+
+def chosen(boxes: list[Box], **fields: Any) -> tuple[Detections, Counter[str]]:
+    dropped: Counter[str] = Counter()
+    [found] = select([candidates(boxes)], [SIZE], [ASKED], config(**fields), dropped)
+    return found, dropped
 
 
 # Corners on a grid, so that equal and nested boxes occur; scores differ, so that the order is known.
@@ -107,6 +111,22 @@ def naive(boxes: list[Box], filters: list[str], threshold: float, min_area: floa
 
 # No ratio of whole numbers of this size: what lies on a limit falls to either side of it in float32.
 OPTIONS = {"duplicates": {"iou": 0.91}, "slivers": {"max_aspect": 10}, "repeats": {"max_boxes": 2}, "weak": {"share": 0.5}}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(pictures, min_size=1, max_size=5))
+def test_a_batch_is_chosen_from_like_its_pictures(batch: list[list[Box]]) -> None:
+    fields: Any = {"threshold": 0.2, "nms": 0.37, "max_boxes": 3, "min_area": 0.03, "filters": ["frame_filling", "duplicates"]}
+    dropped: Counter[str] = Counter()
+    sizes = [(200 + 30 * i, 100) for i in range(len(batch))]
+    together = select([candidates(boxes) for boxes in batch], sizes, [ASKED] * len(batch), config(**fields), dropped)
+    alone: Counter[str] = Counter()
+    for found, boxes, size in zip(together, batch, sizes, strict=True):
+        [expected] = select([candidates(boxes)], [size], [ASKED], config(**fields), alone)
+        assert found.phrases == expected.phrases
+        assert (found.boxes == expected.boxes).all()
+        assert (found.scores == expected.scores).all()
+    assert dropped == alone
 
 
 @given(
