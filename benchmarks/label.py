@@ -4,7 +4,8 @@
 
 The same pictures, JPEG bytes in a table or in memory, are labelled in turn by
 
-    mtv        `mtv_core.labelling_worker.label_fragment`: read from the table, decoded, prepared, forward, encoded, written and staged
+    mtv        `mtv_core.labelling_worker.label_fragment`: read from the table, decoded, prepared, forward, encoded, written, staged.
+               Blocks on two cores: two processes, a fragment each, as `compute.workers` has it; the others have torch's threads
     pipeline   transformers' `pipeline("depth-estimation")` and `pipeline("zero-shot-object-detection")`: decoded with Pillow, results left
                in memory; at the best of its batch sizes, which a round before finds; same weights, dtype and device
     forward    the model alone on tensors that are ready (of OWLv2 the image side; its phrases are embedded), at the best of its batch sizes
@@ -44,7 +45,8 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -153,14 +155,22 @@ class Subject:
         self.pictures, self.cores = pictures, cores
         config = LabelConfig.model_validate({expert: settings, "depth" if expert == "detection" else "detection": None}).experts()[expert]
         written = Table(str(folder))
-        written.append(rows(0, len(pictures), pictures), len(pictures))
+        processes = cores if settings.get("model", "").startswith("blocks:") else 1
+        share = len(pictures) // processes
+        for first in range(0, len(pictures), share):
+            written.append(rows(first, share, pictures[first : first + share]), share)
         written.ensure_columns(expert)
         revision = experts.revision(expert, config)
         self.expert: Any = labelling_worker.loaded(expert, config, revision)
-        self.job = FragmentJob(
-            table_uri=written.uri, storage_options={}, version=written.version, fragment_id=0, expert=expert, config=config,
-            revision=revision, batch_size=batch_size, threads=cores,
-        )  # fmt: skip
+        self.job, *self.others = [
+            FragmentJob(
+                table_uri=written.uri, storage_options={}, version=written.version, fragment_id=fragment.fragment_id, expert=expert,
+                config=config, revision=revision, batch_size=batch_size, threads=cores // processes,
+            )
+            for fragment in written.dataset().get_fragments()
+        ]  # fmt: skip
+        assert len(self.others) == processes - 1
+        self.processes = ProcessPoolExecutor(len(self.others), get_context("spawn")) if self.others else None
         self.phrases = [self.expert.phrases_of(caption) for _, caption in pictures] if expert == "detection" else []
         self.model: Any = self.expert.detector.model if expert == "detection" else self.expert.model
         self.cuda = self.expert.device.type == "cuda"
@@ -170,9 +180,10 @@ class Subject:
         """Ours."""
         from mtv_core.labelling_worker import label_fragment
 
-        report = label_fragment(self.job).report
-        assert report.rows_out == len(self.pictures), report
-        return report.rows_out
+        elsewhere = [self.processes.submit(label_fragment, job) for job in self.others] if self.processes else []
+        reports = [label_fragment(self.job).report, *(one.result().report for one in elsewhere)]
+        assert sum(report.rows_out for report in reports) == len(self.pictures), reports
+        return len(self.pictures)
 
     def pipeline(self, batch_size: int, limit: int | None = None) -> int:
         """transformers'."""
@@ -323,7 +334,7 @@ def blocks(expert: str, folder: Path, cores: int, quick: bool) -> dict[str, Any]
     found = scenes()
     number = 128 if quick else 512
     pictures = [found[i % len(found)] for i in range(number)]
-    subject = Subject(expert, {"model": f"blocks:{expert}-r2", "device": "cpu"}, pictures, folder, 16 * cores, cores)
+    subject = Subject(expert, {"model": f"blocks:{expert}-r2", "device": "cpu"}, pictures, folder, 16, cores)
     subject.expert(*zip(*[(opened(data), caption) for data, caption in found], strict=True))  # every phrase is embedded
     some = 64 if quick else 256
 
