@@ -107,9 +107,14 @@ def checks(expert: str, found: dict[str, float], gate: GateConfig) -> list[GateC
     compared = found["rows_compared"]
     shared = [
         _least("min_compared", compared, gate.min_compared, "rows with an old and a new label: without any there is no telling"),
-        _most("max_failed", found.get("failed", 1.0), gate.max_failed, "share of pictures on which the new expert fails"),
+        _most("max_failed", found.get("failed"), gate.max_failed, "share of pictures on which the new expert fails"),
     ]
     return [*shared, *(_of_depth(found, gate) if expert == "depth" else _of_detection(found, gate))]
+
+
+def undecided(made: Sequence[GateCheck]) -> bool:
+    """Whether the thresholds cannot tell: too few rows have an old and a new label, and nothing else speaks against the expert."""
+    return [check.name for check in made if not check.passed] == ["min_compared"]
 
 
 def _of_depth(found: dict[str, float], gate: GateConfig) -> list[GateCheck]:

@@ -34,13 +34,14 @@ class Form(RunInput):
     reason: str = Field("", title="Reason", description="kept in the table with a refusal, and with the run", max_length=1000)
 
 
-def ask(run: Run, canary: Canary, artifact: str) -> Form:
+def ask(run: Run, canary: Canary, artifact: str, why: str) -> Form:
     """What a person says of a canary. Suspends the flow run until it is answered.
 
     Args:
         run: whose configuration says how long the answer may take.
         canary: what is decided on.
         artifact: id of its page in Prefect.
+        why: a person has to decide.
 
     Raises:
         ValueError: this is no run of a deployment.
@@ -48,8 +49,8 @@ def ask(run: Run, canary: Canary, artifact: str) -> Form:
     context = FlowRunContext.get()
     if context is None or context.flow_run is None or context.flow_run.deployment_id is None:
         raise ValueError(
-            "label.gate.approval waits for a person in the Prefect UI, so the run has to be one of the deployment mtv/refresh-labels; "
-            "without a server use `mtv refresh --approve` or `--reject`"
+            f"{canary.expert} {canary.revision} waits for a person ({why}), who answers in the Prefect UI, so the run has to be one of the "
+            "deployment mtv/refresh-labels; without a server use `mtv refresh --approve` or `--reject`"
         )
     key = f"{canary.expert}-{canary.revision}-{canary.accepted}"
     # Suspending twice under one key is refused by the server, but a retry of a failed run begins with no keys; its answer is still there.

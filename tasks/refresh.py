@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from mtv_core import canary as core
 from mtv_core.canary import Canary
+from mtv_core.canary_gate import undecided
 from mtv_core.executor import Progress
 from mtv_core.faults import fault_point
 from mtv_core.labelling_plan import ExpertPlan
@@ -47,33 +48,37 @@ def proposed(run: Run, *, names: Collection[str] | None = None, force: bool = Fa
     return core.proposed(run.table, run.label_config, run.config.table.storage_options, force=force, names=names)
 
 
-def canaries(
-    run: Run, progress: Progress, *, names: Collection[str] | None = None, force: bool = False, seen: bool = False
-) -> list[Canary]:
-    """Try what is proposed. Without anything to try no cluster is started.
+def seen(run: Run, *, names: Collection[str] | None = None, force: bool = False) -> list[Canary]:
+    """The canaries that are there of what is proposed, even if rows were appended since: what a person has looked at.
 
-    Args:
-        run: whose configuration says what the experts are.
-        progress: told how many rows are done.
-        names: only these experts.
-        force: refused revisions too.
-        seen: a canary of the same revisions that is there already will do, even if rows were appended since: it is what a person saw.
-
-    Raises:
-        FileNotFoundError, ValueError, OSError: as `mtv_core.canary.try_out`.
+    Arguments and errors as of `mtv_core.canary.try_out`.
     """
-    options = run.config.table.storage_options
-    found = core.latest(run.table, run.label_config, options, force=force, names=names) if seen else []
-    there = {canary.expert for canary in found}
-    left = [name for name in proposed(run, names=names, force=force) if name not in there]
-    if left:
-        with on_demand(run.config.compute) as executor:
-            found += core.try_out(run.table, run.label_config, executor, progress, options, force=force, names=left)
-    return found
+    return core.latest(run.table, run.label_config, run.config.table.storage_options, force=force, names=names)
+
+
+def canaries(run: Run, progress: Progress, *, names: Collection[str] | None = None, force: bool = False) -> list[Canary]:
+    """Try what is proposed. Without anything to try no cluster is started. Arguments and errors as of `mtv_core.canary.try_out`."""
+    left = proposed(run, names=names, force=force)
+    if not left:
+        return []
+    with on_demand(run.config.compute) as executor:
+        return core.try_out(run.table, run.label_config, executor, progress, run.config.table.storage_options, force=force, names=left)
+
+
+def why_a_person(run: Run, canary: Canary) -> str:
+    """Why a person has to decide on a canary, and not the thresholds; empty if they can."""
+    if run.label_config.gate.approval:
+        return "label.gate.approval: a person decides"
+    return f"{canary.reason}; what is measured does not tell, so a person decides" if undecided(canary.checks) else ""
+
+
+def waiting(canary: Canary, why: str) -> Decision:
+    """That nothing was decided."""
+    return Decision(expert=canary.expert, revision=canary.revision, verdict="waiting", reason=why)
 
 
 def decide(run: Run, canary: Canary, answer: Answer | None = None, reason: str = "") -> Decision:
-    """Accept or refuse a canary's revision: as a person says, else as the thresholds do, unless a person has to. Repeated, it does nothing.
+    """Accept or refuse a canary's revision: as a person says, else as the thresholds do, unless `why_a_person`. Repeated, it does nothing.
 
     Args:
         run: whose `label.gate` is asked.
@@ -86,8 +91,8 @@ def decide(run: Run, canary: Canary, answer: Answer | None = None, reason: str =
         OSError: as `mtv_core.canary.accept` and `reject`.
     """
     options = run.config.table.storage_options
-    if answer is None and run.label_config.gate.approval:
-        return Decision(expert=canary.expert, revision=canary.revision, verdict="waiting", reason="label.gate.approval: a person decides")
+    if answer is None and (why := why_a_person(run, canary)):
+        return waiting(canary, why)
     said = " ".join(reason.split())
     if answer == "approve" or (answer is None and canary.passed):
         core.accept(run.table, canary, run.label_config, options)

@@ -136,7 +136,8 @@ def canary(run: Run, expert: str, plan: ExpertPlan, force: bool = False) -> Stag
 def decide(run: Run, tried: StageRef) -> StageRef:
     """Accept the revision of a canary or refuse it, as the thresholds or a person say; the flow run may be suspended for that."""
     canary = canary_stage.of(tried)
-    form = gate.ask(run, canary, tried.outputs["artifact"]) if run.label_config.gate.approval else None
+    why = refresh_stage.why_a_person(run, canary)
+    form = gate.ask(run, canary, tried.outputs["artifact"], why) if why else None
 
     def work() -> StageRef:
         decision = refresh_stage.decide(run, canary, form.decision if form else None, form.reason if form else "")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tasks.run import Run
 
 FAILED, WAITING = 1, 3  # exit codes: a revision did not stand the gate; a person has to decide
+NOT_SEEN = "it was tried only now, so nobody has looked at it"
 
 
 def refresh(
@@ -41,12 +42,14 @@ def refresh(
 ) -> None:
     """Try changed experts on some rows, accept or refuse them, and relabel what is stale. Needs no server.
 
-    Exit code 0: done; 1: a revision did not pass and was refused (with --canary-only: would not pass); 3: a person has to decide
-    (label.gate.approval): look at the page, then --approve or --reject.
+    Exit code 0: done; 1: a revision did not pass and was refused (with --canary-only: would not pass), or --approve or --reject found
+    nothing to decide on; 3: a person has to decide: look at the page, then --approve or --reject. These two decide on what was tried
+    before; a revision that nobody can have looked at is tried first, and waits.
     """
+    asked = approve or reject
     if approve and reject:
         raise typer.BadParameter("either --approve or --reject")
-    if canary_only and (approve or reject):
+    if canary_only and asked:
         raise typer.BadParameter("--canary-only decides nothing; leave it out to --approve or --reject")
     if reason and not reject:
         raise typer.BadParameter("--reason goes with --reject")
@@ -59,27 +62,32 @@ def refresh(
         if not as_json:
             _plan(run, plans, stage.refusals(plans, expert) if not force else [])
         with bars() as progress:
-            canaries = stage.canaries(run, Bar(progress, "canary"), names=expert, force=force, seen=approve or reject)
+            canaries = stage.seen(run, names=expert, force=force) if asked else []
+            known = {canary.expert for canary in canaries}
+            names = [name for name in stage.proposed(run, names=expert, force=force) if name not in known] if asked else expert
+            new = stage.canaries(run, Bar(progress, "canary"), names=names, force=force) if names != [] else []
         if not as_json:
-            for canary in canaries:
+            for canary in [*canaries, *new]:
                 _canary(canary)
         decisions: list[Decision] = []
         ref: StageRef | None = None
         if not canary_only:
-            decisions = [stage.decide(run, one, "approve" if approve else "refuse" if reject else None, reason) for one in canaries]
+            decisions = [stage.decide(run, one, "approve" if approve else "refuse", reason) for one in canaries]
+            decisions += [stage.waiting(one, NOT_SEEN) if asked else stage.decide(run, one) for one in new]
             if not as_json:
-                _decisions(decisions, bool(approve or reject))
-            if all(one.verdict != "waiting" for one in decisions):
+                _decisions(decisions, asked)
+            if {one.verdict for one in decisions} != {"waiting"}:
                 ref = _relabel(run)
     if as_json:
-        typer.echo(json.dumps(_document(run, plans, canaries, decisions, ref), indent=2))
+        typer.echo(json.dumps(_document(run, plans, [*canaries, *new], decisions, ref), indent=2))
     elif ref is not None:
         stages._say(ref)
     if any(one.verdict == "waiting" for one in decisions):
         if not as_json:
-            out.print("nothing was changed: look at the page, then `mtv refresh --approve` or `mtv refresh --reject --reason '…'`")
+            again = "mtv refresh --force" if force else "mtv refresh"
+            out.print(f"what waits has changed nothing: look at its page, then `{again} --approve` or `{again} --reject --reason '…'`")
         raise typer.Exit(WAITING)
-    if not (approve or reject) and any(not canary.passed for canary in canaries):
+    if (asked and not decisions) or any(not canary.passed for canary in new):
         raise typer.Exit(FAILED)
 
 
@@ -141,7 +149,7 @@ def _decisions(decisions: Sequence[Decision], asked: bool) -> None:
     for one in decisions:
         out.print(f"{one.expert} {one.revision}: {one.verdict}, {escape(one.reason)}")
     if not decisions and asked:
-        out.print("nothing waits for a decision")
+        out.print("nothing waits for a decision; what was refused before does with --force")
 
 
 def _document(

@@ -98,7 +98,7 @@ def test_refused_ones_are_forced_and_a_person_has_the_last_word(table: Table, mo
     seeing_experts(monkeypatch, "constant")
     assert call(table).exit_code == 1
     assert call(table, "--force").exit_code == 1
-    assert call(table, "--approve").exit_code == 0
+    assert call(table, "--approve").exit_code == 1
     assert len(depth_revisions(table)) == 1
     assert table.accepted()["depth"].revision not in {one.revision for one in table.rejected()["depth"]}
     result = call(table, "--force", "--approve")
@@ -131,8 +131,39 @@ def test_where_a_person_decides_it_waits_for_him(table: Table, monkeypatch: pyte
     assert call(table, "--force", "--approve", gate=gate).exit_code == 0
     assert depth_revisions(table) == {refused.revision}
     nothing = call(table, "--approve", gate=gate)
-    assert nothing.exit_code == 0
+    assert nothing.exit_code == 1
     assert "nothing waits for a decision" in nothing.output
+
+
+def test_a_person_decides_only_on_what_he_can_have_seen(table: Table) -> None:
+    version, tags = table.version, table.tags()
+    first = call(table, "--approve")
+    assert first.exit_code == 3
+    assert "waiting, it was tried only now, so nobody has looked at it" in " ".join(first.output.split())
+    assert (table.version, table.tags(), table.rejected()) == (version, tags, {})
+    assert call(table, "--approve").exit_code == 0
+    assert depth_revisions(table) == {table.accepted()["depth"].revision}
+    assert table.accepted()["depth"].source["model"] == "blocks:depth-r2"
+
+
+def test_where_nothing_can_be_compared_the_expert_is_not_refused(table: Table) -> None:
+    version = table.version
+    gate = {"min_compared": 1000}
+    result = call(table, gate=gate)
+    assert result.exit_code == 3
+    assert "min_compared: 24, the limit is 1000; what is measured does not tell" in " ".join(result.output.split())
+    assert (table.version, table.rejected()) == (version, {})
+    assert call(table, "--approve", gate=gate).exit_code == 0
+    assert depth_revisions(table) == {table.accepted()["depth"].revision}
+
+
+def test_a_hint_after_force_works_as_it_stands(table: Table) -> None:
+    assert call(table, gate={"approval": True}).exit_code == 3
+    assert call(table, "--reject", gate={"approval": True}).exit_code == 0
+    waiting = call(table, "--force", gate={"approval": True})
+    assert waiting.exit_code == 3
+    assert "`mtv refresh --force --approve`" in " ".join(waiting.output.split())
+    assert call(table, "--force", "--approve", gate={"approval": True}).exit_code == 0
 
 
 def test_trying_alone_decides_nothing(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
