@@ -5,12 +5,14 @@ Shapes: B pictures, N patches, D width, S side in px.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtv_core.model.config import ModelConfig
 
@@ -28,7 +30,11 @@ def make_backbone(config: ModelConfig) -> VisionTransformer:
         raise ValueError(f"model.backbone {config.backbone!r} is no vision transformer of timm's; take a `vit_*`")
     try:
         # Crops have sizes of their own: positions are interpolated where a picture is not image_size.
-        backbone = timm.create_model(config.backbone, dynamic_img_size=True, **arguments)
+        # Not timm's "gelu_tanh", a class of its own, which the export does not know.
+        activation: dict[str, Any] = (
+            {"act_layer": functools.partial(nn.GELU, approximate="tanh")} if config.activation == "gelu_tanh" else {}
+        )
+        backbone = timm.create_model(config.backbone, dynamic_img_size=True, **activation, **arguments)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"timm cannot make model.backbone {config.backbone!r} with {arguments}: {error}") from error
     if not isinstance(backbone, VisionTransformer):

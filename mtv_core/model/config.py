@@ -30,6 +30,9 @@ class ModelConfig(BaseModel, frozen=True, extra="forbid"):
         default_factory=dict, description="what timm is to change in it: patch_size, embed_dim, depth, num_heads, weight_init, …"
     )
     image_size: int = Field(224, ge=16, description="side of the square the model sees, px; a multiple of the patch size")
+    activation: Literal["gelu", "gelu_tanh"] = Field(
+        "gelu", description="of the vision transformer's MLPs: exact, or the approximation that Google's SigLIP weights were trained with"
+    )
     positions: Literal["random", "sincos"] = Field(
         "random",
         description="what learned positions start from; sincos (of ViT-S baselines, MoCo v3) tells places apart from the first step",

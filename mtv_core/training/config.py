@@ -100,7 +100,10 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     steps: int = Field(10_000, ge=1, description="optimiser steps in all")
     global_batch: int = Field(1024, ge=2, description="samples a step, over all processes; a multiple of processes")
     seed: int = Field(0, ge=0, lt=2**31, description="of initial weights, order of rows, crops and masks")
-    init: str | None = Field(None, description="model folder whose weights the run starts from; null: weights drawn from the seed")
+    init: str | None = Field(
+        None,
+        description="what the run starts from: model folder of a run, folder or hub id of a SiglipModel; null: weights drawn from the seed",
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="of activations; bfloat16 (autocast) on GPUs that have it, weights stay float32"
     )

@@ -18,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerBase
 
 from mtv_core.faults import fault_point
-from mtv_core.model.mtv import MTV, create_model, load_model, save_model
+from mtv_core.model.mtv import MTV, create_model, save_model
+from mtv_core.model.start import load_start
 from mtv_core.objectives.base import Batch
 from mtv_core.objectives.system import ObjectiveSystem
 from mtv_core.runs import write_atomic
@@ -131,17 +132,12 @@ def train(job: TrainJob, world: World, stop: StopRequest) -> TrainResult:
 
 
 def initial_model(job: TrainJob, world: World) -> tuple[MTV, PreTrainedTokenizerBase]:
-    """The model before its first step, and `init/` with the weights that the seed gives."""
-    torch.manual_seed(job.config.seed)
-    model, tokenizer = create_model(job.config.model)
+    """The model before its first step, also in `init/`: what evaluation measures a gain against."""
+    config = job.config
+    torch.manual_seed(config.seed)
+    model, tokenizer = create_model(config.model) if config.init is None else load_start(config.init, config.model)
     if world.first and not (job.folder / "init" / "model.safetensors").is_file():
         publish_model(model, tokenizer, job.folder / "init")
-    if job.config.init is not None:
-        start, tokenizer = load_model(job.config.init)
-        try:
-            model.load_state_dict(start.state_dict())
-        except RuntimeError as error:
-            raise ValueError(f"train.init ({job.config.init}) is not of the architecture that train.model describes: {error}") from None
     return model, tokenizer
 
 
