@@ -71,6 +71,19 @@ class LabelState:
             total.update(counted)
         return dict(+total)
 
+    def any_labelled(self, expert: str) -> bool:
+        """Whether any row has a revision of the expert, as refused ones have too. Where rows are read, it is up to the first that has."""
+        known = self._known(expert)
+        if any(one.revision and one.num_rows for one in known):
+            return True
+        unknown = {one.fragment_id for one in known if one.revision is None}
+        if not unknown:
+            return False
+        fragments = [one for one in self.fragments if one.fragment_id in unknown]
+        column = f"{expert}_rev"
+        scanner = self.dataset.scanner(columns=[column], filter=f"{column} is not null", fragments=fragments, limit=1)
+        return scanner.to_table().num_rows > 0
+
     def stale(self, expert: str, revision: str) -> StalePlan:
         """Which fragments have rows whose label is missing or of another revision. Before an expert has columns that is all of them."""
         return self._plan(expert, revision, keep_others=False)

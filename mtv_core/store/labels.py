@@ -16,14 +16,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-from lance import LanceDataset, LanceFragment, LanceOperation
-from lance.commit import CommitConflictError
+from lance import LanceDataset, LanceFragment
 from lance.file import LanceFileReader, LanceFileWriter
-from lance.fragment import DataFile
 from pydantic import BaseModel, Field
 
 from mtv_core.data.schema import label_schema
-from mtv_core.faults import fault_point
 from mtv_core.report import Reject
 from mtv_core.store.dataset import STORAGE_VERSION, explain
 
@@ -37,7 +34,11 @@ _WHOLE = "-whole"  # in the name of a file: every row has the revision that stan
 
 
 class LabelConflictError(RuntimeError):
-    """Somebody else labelled or rewrote these fragments since they were scanned: scan again, and stage what is still stale."""
+    """Somebody else labelled or rewrote fragments since they were scanned: scan again, and stage what is still stale."""
+
+    def __init__(self, message: str, lost: Sequence[StagedLabels] = ()) -> None:
+        super().__init__(message)
+        self.lost = list(lost)  # what came to nothing
 
 
 class FragmentTask(BaseModel, frozen=True, extra="forbid"):
@@ -255,7 +256,7 @@ def find(table: Table, expert: str, revision: str, version: int | None = None) -
             stale.get(staged.fragment_id) == staged.physical_rows
             and staged.version <= version
             and table.files.exists(f"samples.lance/data/{staged.data_file}")
-            and _published(dataset, staged) is False
+            and published(dataset, staged) is False
         )
         if useful and staged.version > getattr(found.get(staged.fragment_id), "version", -1):
             found[staged.fragment_id] = staged
@@ -264,48 +265,9 @@ def find(table: Table, expert: str, revision: str, version: int | None = None) -
     return [found[fragment] for fragment in sorted(found)]
 
 
-def _published(dataset: LanceDataset, staged: StagedLabels) -> bool | None:
+def published(dataset: LanceDataset, staged: StagedLabels) -> bool | None:
     """Whether the manifest names the staged file; None if the fragment is gone."""
     fragment = dataset.get_fragment(staged.fragment_id)
     if fragment is None:
         return None
     return any(file.path == staged.data_file for file in fragment.data_files())
-
-
-def commit(table: Table, staged: Sequence[StagedLabels]) -> int:
-    """See `Table.commit_labels`."""
-    # Rejects first: a row whose label failed for good is never visible without its reason.
-    table.rejects.append([reject for labels in staged for reject in labels.rejects])
-    for expert, version in sorted({(labels.expert, labels.version) for labels in staged}):
-        _replace(table, [labels for labels in staged if (labels.expert, labels.version) == (expert, version)], version)
-        fault_point("label.replaced")
-    for labels in staged:
-        table.files.remove(labels.record)
-    return table.version
-
-
-def _replace(table: Table, staged: list[StagedLabels], version: int) -> None:
-    dataset = table.dataset()
-    # After a kill or an uncertain answer of the store: what the manifest names is done.
-    new = [labels for labels in staged if not _published(dataset, labels)]
-    for labels in new:
-        fragment = dataset.get_fragment(labels.fragment_id)
-        if fragment is None or fragment.physical_rows != labels.physical_rows:
-            _forget(table, new)
-            raise LabelConflictError(f"fragment {labels.fragment_id} was rewritten since version {version}")
-    if not new:
-        return
-    try:
-        groups = [LanceOperation.DataReplacementGroup(labels.fragment_id, DataFile.create(dataset, labels.data_file)) for labels in new]
-        # Never a later version than the one scanned: it would hide a conflict instead of solving it.
-        LanceDataset.commit(dataset, LanceOperation.DataReplacement(groups), read_version=version, storage_options=table.lance_options)
-    except CommitConflictError as error:
-        _forget(table, new)
-        raise LabelConflictError(f"{new[0].expert}: fragments were labelled or rewritten by another run since version {version}") from error
-    except OSError as error:
-        raise explain(error, table.uri) from error
-
-
-def _forget(table: Table, staged: Sequence[StagedLabels]) -> None:
-    for labels in staged:
-        table.files.remove(labels.record)

@@ -24,8 +24,9 @@ from mtv_core.data.files import Files, lance_options
 from mtv_core.data.schema import SAMPLES, label_schema
 from mtv_core.report import Reject
 from mtv_core.store import accepted as revisions_of
-from mtv_core.store import labels, tombstones
+from mtv_core.store import label_commit, labels, tombstones
 from mtv_core.store.accepted import Accepted, Rejected
+from mtv_core.store.again import until_alone
 from mtv_core.store.dataset import append_rows, explain, open_dataset
 from mtv_core.store.label_state import LabelState
 from mtv_core.store.labels import LabelWriter, StagedLabels, StalePlan
@@ -121,11 +122,19 @@ class Table:
     # Experts
 
     def ensure_columns(self, expert: str) -> None:
-        """Add an expert's columns, all null, unless they are there. Metadata only: no data file is touched."""
-        dataset = self.dataset()
-        missing = pa.schema([field for field in label_schema(expert) if field.name not in dataset.schema.names])
-        if missing:
-            dataset.add_columns(missing)
+        """Add an expert's columns, all null, unless they are there. Metadata only: no data file is touched.
+
+        Raises:
+            OSError: the table cannot be written, or others write to it all the time.
+        """
+
+        def add() -> None:
+            dataset = self.dataset()
+            missing = pa.schema([field for field in label_schema(expert) if field.name not in dataset.schema.names])
+            if missing:
+                dataset.add_columns(missing)
+
+        until_alone(self.uri, add)
 
     def accepted(self, dataset: LanceDataset | None = None) -> dict[str, Accepted]:
         """Expert → the revision its labels are to have: now, or as the dataset of a `label_state` says."""
@@ -136,8 +145,12 @@ class Table:
         return revisions_of.rejected(self.files, dataset or self.dataset())
 
     def accept(self, expert: str, revision: str, source: dict[str, Any]) -> None:
-        """From now on rows of another revision are stale. Kept in the table itself, so that it is true wherever the table is read."""
-        revisions_of.accept(self.files, self.dataset(), expert, revision, source)
+        """From now on rows of another revision are stale. Kept in the table itself, so that it is true wherever the table is read.
+
+        Raises:
+            OSError: the table cannot be written, or others write to it all the time.
+        """
+        until_alone(self.uri, lambda: revisions_of.accept(self.files, self.dataset(), expert, revision, source))
 
     def reject(self, expert: str, revision: str, reason: str) -> None:
         """Note that a revision was tried and refused; `accept` of the same revision takes it back. Makes no version of the table.
@@ -208,15 +221,21 @@ class Table:
         """Labels that a killed run staged and that are still of use at a version: commit them instead of computing them again."""
         return labels.find(self, expert, revision, version)
 
-    def commit_labels(self, staged: Sequence[StagedLabels]) -> int:
+    def commit_labels(self, staged: Sequence[StagedLabels], whole: bool = True) -> int:
         """Publish staged labels, rejects first, and return the new version. Again after a kill, it publishes what is missing.
 
         Other experts' labels, appends and deletes since the scan do no harm.
 
+        Args:
+            staged: what to publish.
+            whole: of one expert and one scan all of it or nothing; without, a fragment that is lost keeps no other from being published.
+
         Raises:
-            LabelConflictError: the same labels were written or the rows rewritten since the scan. The records are dropped: plan again.
+            LabelConflictError: the same labels were written or the rows rewritten since the scan. It has what was lost. The records of that
+                are dropped: plan again.
+            OSError: the table cannot be written, or others write to it all the time.
         """
-        return labels.commit(self, staged)
+        return label_commit.commit(self, staged, whole)
 
     # Tags
 
