@@ -21,3 +21,4 @@ if __name__ == "__main__":
     experts.load = load
     print("ready", flush=True)
     labelling.run(sys.argv[1], LabelConfig.model_validate_json(Path(sys.argv[2]).read_text()), SerialExecutor())
+    print("done", flush=True)

@@ -11,9 +11,11 @@ from typing import Any
 from canary_experts import load
 
 from flows import cli
-from mtv_core import experts
+from mtv_core import experts, labelling
 from mtv_core.executor import SerialExecutor
-from tasks import label, refresh
+from tasks import label, label_report, refresh, run
+
+USED = (labelling, label_report, run)  # the command imports them when it needs them; a kill is to find it at work, not at that
 
 
 @contextlib.contextmanager
@@ -26,4 +28,8 @@ if __name__ == "__main__":
     for module in (refresh, label):
         vars(module)["on_demand"] = here
     sys.argv = ["mtv", "refresh", *sys.argv[1:]]
-    cli.main()
+    print("ready", flush=True)
+    try:
+        cli.main()
+    finally:
+        print("done", flush=True)

@@ -1,35 +1,26 @@
-"""kill -9 during labelling and refresh while an ingest appends: no label stays away, none is another row's, readers notice nothing."""
+"""Labellers beside an ingest, killed or two at once: no label stays away, none is another row's, readers notice nothing."""
 
 from __future__ import annotations
 
-import io
-import os
 import random
-import subprocess
-import sys
-import threading
+import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import ingest_child
 import pytest
-from label_tables import QuickExpert, config, quick_experts
-from PIL import Image
+from beside import FULL, Kills, Witness, hears, leaves_nothing, reading, start
+from label_tables import config, quick_experts
 from tars import shards
 
 from mtv_core import labelling
-from mtv_core.data.schema import LABELS
 from mtv_core.executor import SerialExecutor
 from mtv_core.labelling_config import LabelConfig
 from mtv_core.store.table import Table
 
 pytestmark = pytest.mark.fault
 
-FULL = os.environ.get("MTV_FAULT_ROUNDS") == "full"
-ROUNDS = 50 if FULL else 3
-FOLDER = Path(__file__).parent
 CONFIGS = [  # what is tracked now: none of the experts, one, or both have changed
     config(depth, detection, accept="immediate", commit_fragments=2, commit_seconds=1e9)
     for depth in ("blocks:depth-r1", "blocks:depth-r2")
@@ -40,99 +31,78 @@ CONFIGS = [  # what is tracked now: none of the experts, one, or both have chang
 quick = pytest.fixture(autouse=True)(quick_experts)
 
 
-def truths() -> dict[tuple[str, str], QuickExpert]:
-    """(expert, revision) → what says the label of a picture with its caption."""
-    known = [QuickExpert(name, expert) for one in CONFIGS for name, expert in one.experts().items()]
-    return {(expert.name, expert.revision): expert for expert in known}
-
-
-def check(table: Table, version: int | None = None, complete: dict[str, str] | None = None) -> int:
-    """Every row has the label of its own picture by the revision it names, or none and no revision. Returns the number of rows.
-
-    Args:
-        table: which.
-        version: of it; None: the latest.
-        complete: expert → revision that every row is to have.
-    """
-    known = truths()
-    rows = Table.at(table.uri, version=version).dataset.to_table().to_pylist()
-    assert len({row["uid"] for row in rows}) == len(rows)
-    for row in rows:
-        picture = Image.open(io.BytesIO(row["image"])).convert("RGB")
-        for name in ("depth", "detection"):
-            revision = row.get(f"{name}_rev")
-            wanted = known[name, revision].label(picture, row["caption"]) if revision else {}
-            for column in LABELS[name].names:
-                assert row.get(column) == wanted.get(column), (row["key"], name, revision)
-            assert complete is None or revision == complete[name]
-    return len(rows)
-
-
-def start(script: str, *arguments: str | Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(FOLDER.parents[1]), str(FOLDER.parent)])}
-    command = [sys.executable, str(FOLDER / script), *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-@contextmanager
-def reading(table: Table, tag: str) -> Iterator[list[str]]:
-    """Somebody reads a tag all the time; yields what was wrong with what they read."""
-    wrong: list[str] = []
-    first = Table.at(table.uri, tag=tag).dataset.to_table()
-    done = threading.Event()
-
-    def read() -> None:
-        while not done.is_set():
-            try:
-                if not Table.at(table.uri, tag=tag).dataset.to_table().equals(first):
-                    wrong.append("other rows")
-            except Exception as error:  # whatever a reader meets is a defect
-                wrong.append(repr(error))
-            done.wait(0.05)
-
-    thread = threading.Thread(target=read)
-    thread.start()
-    try:
-        yield wrong
-    finally:
-        done.set()
-        thread.join()
-
-
 def test_killed_while_an_ingest_appends(tmp_path: Path) -> None:
-    seed = random.randrange(2**32)
-    chance = random.Random(seed)
+    kills = Kills(50 if FULL else 2, duration=0.4, seconds=1500 if FULL else 120)
+    chance = kills.chance
     folder, sources = tmp_path / "table", tmp_path / "in"
+    witness = Witness(folder, CONFIGS)
     shards(sources, 4, 7)
+    witness.expect(28, 0)
     ingest_child.run(str(sources), str(folder), SerialExecutor())
     first = labelling.run(str(folder), CONFIGS[0], SerialExecutor())
-    table, samples, killed = Table.open(str(folder)), 28, 0
+    table = Table.open(str(folder))
     with reading(table, first.tag) as wrong:
-        for number in range(ROUNDS):
-            wanted = chance.choice(CONFIGS)
+        for number in kills.rounds():
             job = tmp_path / "config.json"
-            job.write_text(wanted.model_dump_json())
+            job.write_text(chance.choice(CONFIGS).model_dump_json())
             batch = tmp_path / f"batch{number}"
             shards(batch, 2, 5, first=1000 + 10 * number)
-            samples += 10
+            witness.expect(10, 1000 + 10 * number)
             with start("ingest_child.py", batch, folder, "serial") as appending, start("label_child.py", folder, job) as labels:
                 for process in (appending, labels):
-                    assert process.stdout is not None
-                    assert process.stdout.readline() == "ready\n"
-                time.sleep(chance.uniform(0, 0.8))
-                killed += labels.poll() is None
-                labels.kill()
+                    hears(process, "ready")
+                kills.strike(labels)
                 if chance.random() < 0.3:
                     appending.kill()
                 _, errors = appending.communicate(timeout=120)
                 assert appending.returncode in (0, -9), errors
             ingest_child.run(str(batch), str(folder), SerialExecutor())
-            assert check(table) == samples, f"seed {seed}, round {number}"
+            witness.check()
         last: LabelConfig = chance.choice(CONFIGS)
         result = labelling.run(str(folder), last, SerialExecutor())
-        assert check(table, complete=result.revisions) == samples, f"seed {seed}"
-        assert Table.at(str(folder), tag=result.tag).num_rows == samples
-        assert check(table, version=first.version, complete=first.revisions) == 28
-    assert not wrong, (seed, wrong[:3])
-    assert killed >= ROUNDS // 3, killed
-    assert not list((folder / "_staging").rglob("*.json")), seed
+        witness.check(complete=result.revisions)
+        assert Table.at(str(folder), tag=result.tag).num_rows == len(witness.samples)
+        leaves_nothing(table)
+        witness.check(complete=result.revisions)
+        witness.check(version=first.version, complete=first.revisions)
+    assert not wrong, (str(kills), wrong[:3])
+
+
+def test_two_labellers_begin_on_a_fresh_table_at_once(tmp_path: Path) -> None:
+    """Depth in one process, boxes in another, each with columns to make and a revision to accept, and an ingest appends meanwhile."""
+    seed = random.randrange(2**32)
+    chance = random.Random(seed)
+    both = CONFIGS[0]
+    fresh, sources, batch = tmp_path / "fresh", tmp_path / "in", tmp_path / "batch"
+    shards(sources, 3, 7)
+    shards(batch, 2, 5, first=100)
+    ingest_child.run(str(sources), str(fresh), SerialExecutor())
+    with ExitStack() as stack:
+        labellers = []
+        for name, other in (("depth", "detection"), ("detection", "depth")):
+            job = tmp_path / f"{name}.json"
+            job.write_text(both.model_copy(update={other: None}).model_dump_json())
+            labellers.append(stack.enter_context(start("labeller_child.py", job)))
+            stack.callback(labellers[-1].kill)
+        for labeller in labellers:
+            hears(labeller, "ready")
+        for number in range(50 if FULL else 5):
+            folder = Path(shutil.copytree(fresh, tmp_path / f"table{number}"))
+            witness = Witness(folder, CONFIGS)
+            old = witness.expect(21, 0)
+            witness.expect(10, 100)
+            for labeller in labellers:
+                assert labeller.stdin is not None
+                print(folder, file=labeller.stdin, flush=True)
+            time.sleep(chance.uniform(0, 0.2))
+            ingest_child.run(str(batch), str(folder), SerialExecutor())
+            for labeller in labellers:
+                hears(labeller, "done")
+            witness.check(uids=old)  # rows that came late may wait for the next run
+            accepted = {name: one.revision for name, one in Table.open(str(folder)).accepted().items()}
+            assert accepted.keys() == {"depth", "detection"}, seed
+            result = labelling.run(str(folder), both, SerialExecutor())
+            assert result.revisions == accepted
+            witness.check(complete=accepted)
+            leaves_nothing(Table.open(str(folder)))
+            shutil.rmtree(folder)

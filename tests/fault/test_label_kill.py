@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import random
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from beside import FULL, Kills, hears, start
 from label_tables import QuickExpert, columns, config, make_table, quick_experts, rejects, sample_rows
 
 from mtv_core import experts, labelling
@@ -23,8 +20,6 @@ from mtv_core.store.table import Table
 
 pytestmark = pytest.mark.fault
 
-FULL = os.environ.get("MTV_FAULT_ROUNDS") == "full"
-CHILD = Path(__file__).with_name("label_child.py")
 # Every place at which a run may die, and how often it is passed: 14 fragments (7 an expert) in groups of 4 make 4 commits.
 POINTS = {"label.accepted": 2, "label.staged": 14, "label.before_commit": 4, "label.replaced": 8, "label.committed": 4}
 SHORT = ["label.accepted", "label.staged:6", "label.before_commit:2", "label.replaced"]  # "label.committed" is that of the relabelling
@@ -56,21 +51,18 @@ def finish(folder: Path, label: LabelConfig = GROUPS) -> Table:
     return Table.open(str(folder))
 
 
-def kill(folder: Path, fault: str = "", after: float | None = None, label: LabelConfig = GROUPS, may_finish: bool = False) -> None:
-    """Run the child until it dies at a fault point, or kill it some seconds after it has begun."""
+def child(folder: Path, fault: str = "", label: LabelConfig = GROUPS) -> subprocess.Popen[str]:
     job = folder.parent / "config.json"
     job.write_text(label.model_dump_json())
-    environment = {**os.environ, "MTV_FAULT": fault, "PYTHONPATH": str(CHILD.parent.parent)}
-    child = subprocess.Popen(
-        [sys.executable, str(CHILD), str(folder), str(job)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    if after is not None:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "ready\n"
-        time.sleep(after)
-        child.kill()
-    _, errors = child.communicate(timeout=120)
-    assert child.returncode == -signal.SIGKILL or (child.returncode == 0 and may_finish), errors
+    return start("label_child.py", folder, job, MTV_FAULT=fault)
+
+
+def kill(folder: Path, fault: str, label: LabelConfig = GROUPS, may_finish: bool = False) -> bool:
+    """Run the child until it dies at a fault point; whether it did."""
+    with child(folder, fault, label) as process:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == -signal.SIGKILL or (process.returncode == 0 and may_finish), errors
+    return process.returncode != 0
 
 
 def assert_equal(table: Table, undisturbed: Table) -> None:
@@ -97,7 +89,7 @@ def test_killed_while_relabelling(unlabelled: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(unlabelled, tmp_path / "killed"))
     first = finish(folder)
     tag, before = first.tags(), columns(first)
-    kill(folder, "label.committed:2", label=second)
+    kill(folder, "label.committed:2", second)
     halfway = columns(first)
     assert len(set(halfway["depth_rev"])) == 2  # some fragments are new, the others old, none in between
     assert halfway["boxes"] == before["boxes"]
@@ -109,14 +101,18 @@ def test_killed_while_relabelling(unlabelled: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not FULL, reason="50 rounds take minutes: MTV_FAULT_ROUNDS=full, as `make faults` does")
-@pytest.mark.parametrize("seed", range(50))
-def test_killed_anywhere(seed: int, unlabelled: Path, undisturbed: Table, tmp_path: Path) -> None:
-    chance = random.Random(seed)
-    folder = Path(shutil.copytree(unlabelled, tmp_path / "killed"))
-    for _ in range(chance.choice([1, 1, 2, 3])):  # a killed run's successor is killed too
-        if chance.random() < 0.5:
-            kill(folder, after=chance.uniform(0.0, 1.5), may_finish=True)
-        else:
-            point = chance.choice(list(POINTS))
-            kill(folder, f"{point}:{chance.randint(1, POINTS[point])}", may_finish=True)
-    assert_equal(finish(folder), undisturbed)
+def test_killed_anywhere(unlabelled: Path, undisturbed: Table, tmp_path: Path) -> None:
+    kills = Kills(50, duration=1.5, seconds=1500)
+    for number in kills.rounds():
+        folder = Path(shutil.copytree(unlabelled, tmp_path / "killed"))
+        for _ in range(kills.chance.choice([1, 1, 2, 3])):  # a killed run's successor is killed too
+            if kills.chance.random() < 0.5:
+                with child(folder) as process:
+                    hears(process, "ready")
+                    kills.strike(process)
+            else:
+                point = kills.chance.choice(list(POINTS))
+                kills.count(kill(folder, f"{point}:{kills.chance.randint(1, POINTS[point])}", may_finish=True))
+        print(f"round {number} of {kills}")  # shown where it fails
+        assert_equal(finish(folder), undisturbed)
+        shutil.rmtree(folder)

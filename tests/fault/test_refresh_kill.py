@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import yaml
+import refreshes
+from beside import FULL
 from canary_experts import seeing_experts
 from label_tables import columns, config, make_table
 
@@ -20,13 +18,12 @@ from mtv_core.store.table import Table
 
 pytestmark = pytest.mark.fault
 
-CHILD = Path(__file__).with_name("refresh_child.py")
+LABEL = config("blocks:depth-r2", commit_fragments=2, commit_seconds=1e9)
 # In the order in which a refresh passes them. Three fragments of depth in groups of two make two commits.
 POINTS = [
     "canary.tried", "label.accepted", "refresh.accepted", "label.staged:2", "label.before_commit", "label.replaced", "label.committed",
 ]  # fmt: skip
 SHORT = ["canary.tried", "refresh.accepted", "label.replaced"]
-FULL = os.environ.get("MTV_FAULT_ROUNDS") == "full"
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +46,12 @@ def undisturbed(labelled: Path) -> Table:
 
 
 def refreshed(folder: Path, fault: str = "", broken: str = "") -> int:
-    """Exit code of `mtv refresh` in a process of its own."""
-    preset = folder.parent / "preset.yaml"
-    label = config("blocks:depth-r2", commit_fragments=2, commit_seconds=1e9).model_dump(mode="json")
-    preset.write_text(yaml.safe_dump({"sources": ["blocks://few"], "label": label}))
-    environment = {**os.environ, "MTV_FAULT": fault, "MTV_TEST_BROKEN": broken, "MTV_HOME": str(folder.parent / "home")}
-    environment["PYTHONPATH"] = os.pathsep.join([str(CHILD.parent.parent), str(CHILD.parent.parent.parent)])
-    command = [sys.executable, str(CHILD), "--preset", str(preset), "--table", str(folder)]
-    child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
-    assert child.returncode in (0, 1, -signal.SIGKILL), child.stderr
-    assert "error:" not in child.stderr, child.stderr  # 1 is a revision that did not pass
+    """Exit code of `mtv refresh`, in a process of its own if that is to die."""
+    if not fault:
+        return refreshes.undisturbed(folder, LABEL, broken)
+    with refreshes.child(folder, LABEL, fault, broken) as child:
+        said, errors = child.communicate(timeout=180)
+    assert child.returncode == -signal.SIGKILL, (said, errors)
     return child.returncode
 
 
