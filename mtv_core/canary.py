@@ -69,8 +69,9 @@ def try_out(
     """Try every expert whose tracked revision is neither accepted nor refused before. Changes nothing of the table.
 
     A canary of the same revisions, version and limits that is there already is given back. There is none of an expert without an accepted
-    revision (the first labelling accepts it), with `accept: immediate`, and of one whose accepted labels were imported unless it is named:
-    a model does not replace somebody's own labels by itself.
+    revision or without any label (the first labelling accepts it), with `accept: immediate`, and of one whose accepted labels were imported
+    unless it is named: a model does not replace somebody's own labels by itself. One that cannot be looked up is passed over unless it is
+    named; `labelling_plan.plan` says why.
 
     Args:
         table_uri: where.
@@ -82,14 +83,17 @@ def try_out(
         names: only these experts.
 
     Raises:
-        FileNotFoundError: there is no table, or no such expert.
-        ValueError: an expert cannot be used as configured.
+        FileNotFoundError: there is no table, or no expert that is named.
+        ValueError: an expert cannot be used as configured, or reads a column that the table lacks.
         OSError: the table cannot be read, the report not written, or a machine or the network fails under the expert.
     """
     table = Table.open(table_uri, storage_options)
-    version = table.version
-    canaries = []
-    for proposal in record.proposals(table, config, force, names):
+    dataset = table.dataset()
+    version, canaries = int(dataset.version), []
+    proposals = record.proposals(table, config, force, names)
+    for proposal in proposals:
+        labelling_accept.check_columns(proposal.config, dataset.schema)
+    for proposal in proposals:
         key = proposal.key(version, config.gate)
         canaries.append(record.find(table, proposal, key) or label_some(table, version, proposal, key, config, executor, progress))
     return canaries

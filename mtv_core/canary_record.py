@@ -9,11 +9,10 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, Field, ValidationError
 
-from mtv_core import experts
 from mtv_core.canary_config import GateConfig
 from mtv_core.canary_gate import GateCheck
 from mtv_core.experts.config import ExpertConfig
-from mtv_core.labelling_accept import is_imported
+from mtv_core.labelling_accept import in_force, is_imported, track
 from mtv_core.labelling_config import LabelConfig
 from mtv_core.labelling_plan import Work
 from mtv_core.store.accepted import Accepted
@@ -88,14 +87,15 @@ def proposals(table: Table, config: LabelConfig, force: bool, names: Collection[
         raise ValueError(f"there is no expert {unknown[0]!r} configured; there are: {', '.join(configured) or 'none'}")
     if config.accept == "immediate":
         return []
-    dataset = table.dataset()
-    accepted, rejected = table.accepted(dataset), table.rejected(dataset)
+    state = table.label_state()
+    accepted, rejected = in_force(table, state), table.rejected(state.dataset)
     found = []
     for name, expert in configured.items():
         known = accepted.get(name)
         if known is None or (names is not None and name not in names) or (names is None and is_imported(known)):
             continue
-        revision = experts.revision(name, expert)
+        # One that cannot be looked up is no proposal, and keeps no other from being one; who names it is told why.
+        revision = track(name, expert, known if names is None else None).revision
         refused = any(one.revision == revision for one in rejected.get(name, []))
         if revision != known.revision and (force or not refused):
             found.append(Proposal(name, expert, revision, known))

@@ -17,7 +17,7 @@ from mtv_core.data.schema import label_schema
 from mtv_core.executor import Executor, Outcome, Progress, silent
 from mtv_core.faults import fault_point
 from mtv_core.label_import import complete
-from mtv_core.labelling_accept import Assignment, assign, kept_experts
+from mtv_core.labelling_accept import Assignment, assign, check_columns, in_force, kept_experts, look_up
 from mtv_core.labelling_config import LabelConfig
 from mtv_core.labelling_plan import ExpertPlan, plan, revisions
 from mtv_core.labelling_worker import ExpertUnavailableError, FragmentJob, FragmentResult, label_fragment
@@ -52,6 +52,7 @@ class LabelResult:
     revisions: dict[str, str]  # expert → revision of the labels
     report: StageReport
     proposed: dict[str, str] = field(default_factory=dict)  # expert → configured revision that is not accepted (`accept: gate`)
+    unresolved: dict[str, str] = field(default_factory=dict)  # expert → why the configured one cannot be looked up: the accepted one labels
 
 
 def run(
@@ -82,7 +83,6 @@ def run(
 
 
 def _run(table: Table, config: LabelConfig, executor: Executor, progress: Progress) -> LabelResult:
-    revisions(config, table.accepted())  # all of them are found, before the first one changes the table
     assignments = _assignments(table, config)
     stage = _Stage(table, config, executor, progress, assignments)
     report = stage.run()
@@ -92,23 +92,32 @@ def _run(table: Table, config: LabelConfig, executor: Executor, progress: Progre
     if left and not config.allow_mixed:
         raise LabellingIncompleteError(_incomplete(left, stage.problems))
     tag = table.tag(accepted, config.allow_mixed or any(one.mixed for one in assignments.values()), stage.state)
+    unresolved = {name: one.unresolved for name, one in assignments.items() if one.unresolved is not None}
+    if unresolved:
+        report += StageReport(counts={f"{name}_unresolved": 1 for name in unresolved})
+        reasons = "; ".join(f"{name} {accepted[name]}, since {reason}" for name, reason in sorted(unresolved.items()))
+        progress(1, 1, f"the accepted expert was used: {reasons}")
     proposed = {name: one.tracked for name, one in assignments.items() if one.tracked != one.revision and one.imported is None}
     if proposed:
         report += StageReport(counts={f"{name}_revision_proposed": 1 for name in proposed})
         names = ", ".join(f"{name} {revision} (accepted: {accepted[name]})" for name, revision in sorted(proposed.items()))
         progress(1, 1, f"not accepted yet, nothing was relabelled: {names}; `mtv refresh` tries it on some rows first")
-    return LabelResult(stage.state.version, tag, accepted, report, proposed)
+    return LabelResult(stage.state.version, tag, accepted, report, proposed, unresolved)
 
 
 def _assignments(table: Table, config: LabelConfig) -> dict[str, Assignment]:
     """Expert → what its labels are to be; the columns are there from now on."""
-    dataset = table.dataset()
-    known, names = table.accepted(dataset), set(dataset.schema.names)
+    state = table.label_state()
+    known, names = in_force(table, state), set(state.dataset.schema.names)
+    tracked = look_up(config, known)  # all of them are found, before the first one changes the table
+    for name, expert in config.experts().items():
+        if name not in known or config.accept == "immediate":
+            check_columns(expert, state.dataset.schema)
     found = {}
     for name, expert in config.experts().items():
         if not set(label_schema(name).names) <= names:
             table.ensure_columns(name)
-        found[name] = assign(table, name, expert, config.accept, known.get(name))
+        found[name] = assign(table, name, expert, tracked[name], known.get(name), config.accept)
     return found
 
 

@@ -1,7 +1,7 @@
 """Which revision of an expert a table's labels are to have, and with which weights they are made.
 
 Only the first labelling, `accept: immediate` and a passed gate change what is accepted; otherwise the accepted one completes what is
-missing.
+missing, also where the configured one cannot be looked up. As long as no row has a label, the next labelling is the first.
 """
 
 from __future__ import annotations
@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtv_core.experts import source
+import pyarrow as pa
+
+from mtv_core.experts import phrase_column, source
 from mtv_core.experts.config import DepthExpertConfig, DetectionExpertConfig, ExpertConfig
 from mtv_core.faults import fault_point
+from mtv_core.labelling_config import LabelConfig
 from mtv_core.settings import home, is_local
 from mtv_core.store.accepted import Accepted
+from mtv_core.store.label_state import LabelState
 from mtv_core.store.table import Table
 
 _CONFIGS: dict[str, type[ExpertConfig]] = {"depth": DepthExpertConfig, "detection": DetectionExpertConfig}
@@ -29,6 +33,7 @@ class Assignment:
     revision: str
     tracked: str  # what the configuration resolves to; another one waits for being accepted
     imported: Accepted | None = None  # the accepted labels are somebody's own: no model makes more of them
+    unresolved: str | None = None  # why the configured expert cannot be looked up; the accepted one is used
 
     @property
     def mixed(self) -> bool:
@@ -36,52 +41,79 @@ class Assignment:
         return self.imported is not None and bool(self.imported.source["imported"]["keep_others"])
 
 
-def assign(table: Table, name: str, config: ExpertConfig, mode: str, known: Accepted | None) -> Assignment:
+@dataclass(frozen=True)
+class Tracked:
+    """What a configuration resolves to."""
+
+    revision: str
+    unresolved: str | None = None  # why it cannot be looked up, where the accepted one is there instead; the revision is that one's
+
+
+def in_force(table: Table, state: LabelState) -> dict[str, Accepted]:
+    """Expert → what is accepted. Without a label of any revision it protects nothing, and is left out: the first labelling came to nothing.
+
+    A row that was refused for good has a revision, so it counts. What was imported is in force whatever the rows say.
+    """
+    known = table.accepted(state.dataset)
+    return {name: one for name, one in known.items() if is_imported(one) or state.any_labelled(name)}
+
+
+def track(name: str, config: ExpertConfig, known: Accepted | None) -> Tracked:
+    """Look an expert up. One that is not there leaves what is accepted.
+
+    Args:
+        name: of the expert.
+        config: names the model.
+        known: what is accepted and in force; None: the model is needed, whatever that is.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: the expert is not there, has no weights, cannot be read, or its licence has to be accepted.
+    """
+    try:
+        return Tracked(source.label_revision(name, source.resolve(config), config.label_parameters()))
+    except (OSError, ValueError) as error:
+        if known is None:
+            raise
+        return Tracked(known.revision, str(error))
+
+
+def look_up(config: LabelConfig, known: Mapping[str, Accepted]) -> dict[str, Tracked]:
+    """Expert → what is configured; `known` is what is in force, which counts with `accept: gate` alone. Errors as of `track`."""
+    return {name: track(name, one, known.get(name) if config.accept == "gate" else None) for name, one in config.experts().items()}
+
+
+def check_columns(config: ExpertConfig, schema: pa.Schema) -> None:
+    """See that a table of this schema has what an expert is configured to read.
+
+    Raises:
+        ValueError: it lacks the column that names the phrases.
+    """
+    if isinstance(config, DetectionExpertConfig) and config.phrases_column is not None:
+        phrase_column.read(pa.RecordBatch.from_pylist([], schema), config.phrases_column)
+
+
+def assign(table: Table, name: str, config: ExpertConfig, tracked: Tracked, known: Accepted | None, mode: str) -> Assignment:
     """Decide what an expert's labels are to be, and record it in the table.
 
     Args:
         table: where.
         name: of the expert.
         config: names the model that is tracked.
+        tracked: what it resolves to.
+        known: what is accepted and in force.
         mode: `label.accept`.
-        known: what the table accepted so far.
 
     Raises:
-        FileNotFoundError, ValueError: the expert is not there, has no weights, or its licence has to be accepted.
+        FileNotFoundError, ValueError: the expert is not there any more, or its licence has to be accepted.
+        OSError: the table cannot be written, or there is no place for a copy of the weights.
     """
-    tracked = track(name, config, known if mode == "gate" else None)
-    if known is not None and is_imported(known) and mode == "gate":
-        return Assignment(config, known.revision, tracked.revision, imported=known)
-    if known is None or known.revision == tracked.revision or mode == "immediate":
+    if known is None or mode == "immediate":
         return accept(table, name, config, known)
-    return Assignment(accepted_config(table, name, known, config), known.revision, tracked.revision)
-
-
-@dataclass(frozen=True)
-class Tracked:
-    """What a configuration resolves to."""
-
-    revision: str
-    unresolved: str | None = None  # why it cannot be looked up, where that is no matter: the labels are somebody's own
-
-
-def track(name: str, config: ExpertConfig, known: Accepted | None) -> Tracked:
-    """Look an expert up. Where the accepted labels were imported no model is needed: one that is not there leaves what is accepted.
-
-    Args:
-        name: of the expert.
-        config: names the model.
-        known: what the table accepted so far; None: the model is needed, whatever that is.
-
-    Raises:
-        FileNotFoundError, ValueError: the expert is not there, has no weights, or its licence has to be accepted.
-    """
-    try:
-        return Tracked(source.label_revision(name, source.resolve(config), config.label_parameters()))
-    except (FileNotFoundError, ValueError) as error:
-        if known is None or not is_imported(known):
-            raise
-        return Tracked(known.revision, str(error))
+    if is_imported(known):
+        return Assignment(config, known.revision, tracked.revision, imported=known)
+    if tracked.revision == known.revision and tracked.unresolved is None:
+        return accept(table, name, config, known)
+    return Assignment(accepted_config(table, name, known, config), known.revision, tracked.revision, unresolved=tracked.unresolved)
 
 
 def accept(table: Table, name: str, config: ExpertConfig, known: Accepted | None = None, expected: str | None = None) -> Assignment:

@@ -11,10 +11,10 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from mtv_core.labelling_accept import is_imported, track
+from mtv_core.labelling_accept import in_force, is_imported, look_up
 from mtv_core.labelling_config import LabelConfig
 from mtv_core.store import rates
-from mtv_core.store.accepted import Accepted, Rejected
+from mtv_core.store.accepted import Rejected
 from mtv_core.store.label_state import LabelState
 from mtv_core.store.labels import StalePlan
 from mtv_core.store.rates import Rate
@@ -37,9 +37,9 @@ class ExpertPlan(BaseModel, frozen=True, extra="forbid"):
     """Where one expert's labels stand, and what a run would do."""
 
     tracked: str = Field(description="revision the configuration resolves to now")
-    accepted: str | None = Field(description="revision the table's labels are to have; None before the first labelling")
+    accepted: str | None = Field(description="revision the table's labels are to have; None as long as no row has any")
     imported: str | None = Field(None, description="name of the file, where the accepted labels are somebody's own: no model is asked")
-    unresolved: str | None = Field(None, description="why the configured model cannot be looked up, where imported labels need none")
+    unresolved: str | None = Field(None, description="why the configured model cannot be looked up; the accepted labels stay")
     target: str = Field(description="revision a run would label with")
     stored: dict[str, int] = Field(description="revision → rows that have its labels; '' for rows without any")
     rejected: list[Rejected] = Field(description="revisions that were tried and refused, the latest last")
@@ -62,32 +62,32 @@ class ExpertPlan(BaseModel, frozen=True, extra="forbid"):
         return next((one for one in self.rejected if one.revision == self.tracked), None)
 
 
-def revisions(config: LabelConfig, accepted: Mapping[str, Accepted] | None = None) -> dict[str, str]:
+def revisions(config: LabelConfig, table: Table | None = None) -> dict[str, str]:
     """Expert → revision the configuration resolves to now. Loads nothing.
 
     Args:
         config: the experts.
-        accepted: what the table accepted, if it is known: where those labels were imported, a model that is not there is no mistake.
+        table: whose labels are meant, if it is known: with `accept: gate` an expert that is not there is no mistake where the table has
+            labels of an accepted one, whose revision is named instead. It may not exist yet.
 
     Raises:
-        FileNotFoundError, ValueError: an expert is not there, has no weights, or its licence has to be accepted.
+        FileNotFoundError, ValueError, OSError: an expert is not there, has no weights, cannot be read, or its licence has to be accepted.
     """
-    known = (accepted or {}) if config.accept == "gate" else {}
-    return {name: track(name, expert, known.get(name)).revision for name, expert in config.experts().items()}
+    known = in_force(table, table.label_state()) if table is not None and table.exists() else {}
+    return {name: one.revision for name, one in look_up(config, known).items()}
 
 
 def plan(table_uri: str, config: LabelConfig, storage_options: Mapping[str, str] | None = None) -> dict[str, ExpertPlan]:
     """What a run would do, by expert; changes nothing.
 
     Raises:
-        FileNotFoundError, ValueError: as `revisions`, or there is no table.
+        FileNotFoundError, ValueError, OSError: as `revisions`, or there is no table.
     """
     table = Table(table_uri, storage_options)
     state = table.label_state()
-    accepted, rejected = table.accepted(state.dataset), table.rejected(state.dataset)
+    accepted, rejected = in_force(table, state), table.rejected(state.dataset)
     plans = {}
-    found = {name: track(name, one, accepted.get(name) if config.accept == "gate" else None) for name, one in config.experts().items()}
-    for name, one in found.items():
+    for name, one in look_up(config, accepted).items():
         tracked, known = one.revision, accepted[name].revision if name in accepted else None
         own = accepted[name].source["imported"] if name in accepted and is_imported(accepted[name]) else None
         target = known if known is not None and config.accept == "gate" else tracked

@@ -147,9 +147,8 @@ def test_an_import_needs_no_model(table: Table, tmp_path: Path) -> None:
     assert labelled.revisions["detection"] == result.revision
     assert "detection" not in labelled.proposed
     assert "detection" not in labelling.run(table.uri, config(), SERIAL).proposed  # one that is there does not wait for being accepted
-    for needed in (gone.model_copy(update={"accept": "immediate"}), config(depth=str(tmp_path / "gone"))):
-        with pytest.raises(FileNotFoundError, match="there is no folder"):
-            labelling.run(table.uri, needed, SERIAL)
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        labelling.run(table.uri, gone.model_copy(update={"accept": "immediate"}), SERIAL)
 
 
 def test_labelling_leaves_an_import_alone(table: Table, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from lance import LanceDataset
 
 from mtv_core.data.schema import label_schema
 from mtv_core.store import labels
+from mtv_core.store.label_state import LabelState
 from mtv_core.store.table import Table
 
 REVISIONS = ("r1", "r1-2", "a.b_c")
@@ -50,6 +51,7 @@ def check(table: Table) -> None:
     for expert in ("depth", "detection"):
         truth = slow_truth(state.dataset, expert)
         total: Counter[str] = sum(truth.values(), Counter())
+        assert LabelState(state.dataset).any_labelled(expert) == bool(total.keys() - {""})
         assert state.counts(expert) == dict(total)
         for revision in REVISIONS:
             stale = {fragment: counts.total() - counts[revision] for fragment, counts in truth.items() if counts.total() > counts[revision]}

@@ -406,7 +406,9 @@ def test_a_long_run_looks_at_the_table_anew_and_labels_each_fragment_once(
         return label_fragment(job)
 
     def _detection() -> dict[str, Any]:
-        assignment = labelling_accept.assign(table, "detection", config().experts()["detection"], "gate", table.accepted()["detection"])
+        known, expert = table.accepted()["detection"], config().experts()["detection"]
+        tracked = labelling_accept.track("detection", expert, known)
+        assignment = labelling_accept.assign(table, "detection", expert, tracked, known, "gate")
         return {"config": assignment.config, "revision": assignment.revision}
 
     monkeypatch.setattr(labelling, "label_fragment", noted)
