@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from mtv_core.budget import BudgetExceededError
 from mtv_core.data.schema import label_schema
 from mtv_core.executor import Executor, Outcome, Progress, silent
 from mtv_core.faults import fault_point
@@ -22,7 +23,7 @@ from mtv_core.labelling_config import LabelConfig
 from mtv_core.labelling_plan import ExpertPlan, plan, revisions
 from mtv_core.labelling_worker import ExpertUnavailableError, FragmentJob, FragmentResult, label_fragment
 from mtv_core.report import StageReport
-from mtv_core.store import labels, locks, rates
+from mtv_core.store import label_commit, labels, locks, rates
 from mtv_core.store.label_state import LabelState
 from mtv_core.store.labels import FragmentTask, LabelConflictError, StagedLabels
 from mtv_core.store.preflight import check_store
@@ -130,20 +131,38 @@ def _incomplete(left: Mapping[str, int], problems: list[str]) -> str:
 # The work
 
 
+@dataclass(frozen=True)
+class _Pending:
+    """A fragment that waits for the next commit."""
+
+    staged: StagedLabels
+    rows: int  # labelled or tried
+    result: FragmentResult | None = None  # None: an earlier run did the work
+
+    @property
+    def refused(self) -> Counter[str]:
+        """Reason → rows."""
+        return Counter(reject.error for reject in self.staged.rejects)
+
+
 class _Stage:
-    """One run's work: passes over what is stale, commits in groups, and what went wrong."""
+    """One run's work: passes over what is stale, commits in groups, and what went wrong.
+
+    What a fragment came to is counted when its labels are published: those that another run was quicker with are made again.
+    """
 
     def __init__(
         self, table: Table, config: LabelConfig, executor: Executor, progress: Progress, assignments: Mapping[str, Assignment]
     ) -> None:
         self.table, self.config, self.executor, self.progress, self.assignments = table, config, executor, progress, assignments
         self.problems: list[str] = []
-        self.pending: list[StagedLabels] = []
+        self.report = StageReport()
+        self.pending: list[_Pending] = []
         self.tried: Counter[str] = Counter()  # expert → rows
         self.refused: dict[str, Counter[str]] = defaultdict(Counter)  # expert → reason → rows
         self.committed = time.monotonic()
         self.commits = 0
-        self.conflicts = 0
+        self.lost: set[tuple[str, int]] = set()  # expert and fragment: of a pass, what was staged and fitted no more
         self.done = self.total = 0  # rows of a pass
         self.good: Counter[str] = Counter()  # expert → fragments of a pass
         self.bad: Counter[str] = Counter()
@@ -153,19 +172,19 @@ class _Stage:
 
     def run(self) -> StageReport:
         """Label until nothing is stale that was not tried, and record how fast it went."""
-        report = StageReport()
         tried: set[tuple[str, int]] = set()
         for number in range(_PASSES):
-            conflicts = self.conflicts
+            self.lost.clear()
             self._publish_leftovers()
             self._complete_imports()
             self.state = self.table.label_state()
             jobs = self._jobs()
             if number == 0:
                 stale = sum(task.num_stale for _, task in jobs)
-                report += StageReport(rows_skipped=self.state.num_rows * len(self.assignments) - stale)
+                self.report += StageReport(rows_skipped=self.state.num_rows * len(self.assignments) - stale)
             # A fragment is tried once, unless what was written for it came to nothing.
-            jobs = [(job, task) for job, task in jobs if (job.expert, job.fragment_id) not in tried or self.conflicts > conflicts]
+            tried -= self.lost
+            jobs = [(job, task) for job, task in jobs if (job.expert, job.fragment_id) not in tried]
             if not jobs:
                 break
             self.done, self.total = 0, sum(task.num_stale for _, task in jobs)
@@ -174,23 +193,32 @@ class _Stage:
             self.progress(0, self.total, "rows to label")
             with self.meter.running():
                 for window in self._windows(jobs):
-                    report += self._label(window)
+                    self._label(window)
                     if self._hopeless():
                         break
-            if self.conflicts == conflicts:
-                tried |= {(job.expert, job.fragment_id) for job, _ in jobs}
+            tried |= {(job.expert, job.fragment_id) for job, _ in jobs} - self.lost
         else:
             self.state = self.table.label_state()
         for name, rate in self.meter.rates({name: one.revision for name, one in self.assignments.items()}).items():
             rates.record(self.table, name, rate)
         counts = {f"{name}_rows_not_in_the_import": rows for name, rows in self.unlabelled.items() if rows}
-        return report + StageReport(counts={**counts, **({"commits": self.commits} if self.commits else {})})
+        return self.report + StageReport(counts={**counts, **({"commits": self.commits} if self.commits else {})})
 
     def _publish_leftovers(self) -> None:
-        """Fragments that a killed run staged: publish them instead of computing them again."""
+        """Fragments that a killed run staged: publish them instead of computing them again.
+
+        Where too much of them is refused, those with refusals are labelled again: the expert may be healed by now.
+        """
         for name, assignment in self.assignments.items():
-            for staged in self.table.staged(name, assignment.revision):
-                self._take(staged, staged.num_labelled)
+            found = [_Pending(staged, staged.num_labelled) for staged in self.table.staged(name, assignment.revision)]
+            refused = sum((one.refused for one in found), start=Counter[str]())
+            try:
+                self.config.failures.check("label", refused, sum(one.rows for one in found), unit="rows")
+            except BudgetExceededError:
+                label_commit.forget(self.table, [one.staged for one in found if one.staged.rejects])
+                found = [one for one in found if not one.staged.rejects]
+            for one in found:
+                self._take(one)
         self._commit()
 
     def _complete_imports(self) -> None:
@@ -231,10 +259,9 @@ class _Stage:
             self.state = self.table.label_state()
             jobs = [(job, task) for job, task in self._jobs() if (job.expert, job.fragment_id) in left]
 
-    def _label(self, jobs: list[tuple[FragmentJob, FragmentTask]]) -> StageReport:
+    def _label(self, jobs: list[tuple[FragmentJob, FragmentTask]]) -> None:
         """A window of fragments: results are staged by workers, and committed here in groups."""
         num_stale = {job: task.num_stale for job, task in jobs}
-        report = StageReport()
         resources = {"GPU": self.config.gpus} if self.config.gpus else None
         outcomes = self.executor.map(label_fragment, [job for job, _ in jobs], resources=resources)
         try:
@@ -243,16 +270,13 @@ class _Stage:
                 if outcome.result is None:
                     self._failed(outcome)
                     self.bad[name] += 1
-                    report += StageReport(counts={f"{name}_fragments_failed": 1})
+                    self.report += StageReport(counts={f"{name}_fragments_failed": 1})
                     if self._hopeless():
                         break
                 else:
                     self.good[name] += 1
-                    report += outcome.result.report
-                    self.meter.add(name, outcome.result.report, outcome.result.worker)
                     self.problems += outcome.result.problems
-                    if outcome.result.staged is not None:
-                        self._take(outcome.result.staged, outcome.result.report.rows_in)
+                    self._finished(name, outcome.result)
                 self.done += num_stale[outcome.item]
                 if len(self.pending) >= self.config.commit_fragments or time.monotonic() - self.committed >= self.config.commit_seconds:
                     self._commit()
@@ -262,19 +286,28 @@ class _Stage:
             if close is not None:
                 close()  # cancels what is in flight when this loop is left early
         self._commit()
-        return report
 
     def _hopeless(self) -> bool:
         """Whether an expert fails on fragment after fragment."""
         return any(number >= _GIVE_UP and not self.good[name] for name, number in self.bad.items())
 
-    def _take(self, staged: StagedLabels, rows: int) -> None:
+    def _finished(self, name: str, result: FragmentResult) -> None:
         """A fragment for the next commit, unless its expert refuses too much."""
-        self.tried[staged.expert] += rows
-        self.refused[staged.expert].update(reject.error for reject in staged.rejects)
+        if result.staged is None:
+            self._count(name, result.report, result.worker)
+            return
+        self._take(_Pending(result.staged, result.report.rows_in, result))
         kept = "Labels that were committed before stay; these are staged."
-        self.config.failures.check("label", self.refused[staged.expert], self.tried[staged.expert], unit="rows", kept=kept)
-        self.pending.append(staged)
+        self.config.failures.check("label", self.refused[name], self.tried[name], unit="rows", kept=kept)
+
+    def _take(self, one: _Pending) -> None:
+        self.tried[one.staged.expert] += one.rows
+        self.refused[one.staged.expert].update(one.refused)
+        self.pending.append(one)
+
+    def _count(self, name: str, report: StageReport, worker: str) -> None:
+        self.report += report
+        self.meter.add(name, report, worker)
 
     def _failed(self, outcome: Outcome[FragmentJob, FragmentResult]) -> None:
         """Note why a fragment has no labels, or stop where all others would fail alike."""
@@ -299,11 +332,23 @@ class _Stage:
         if not self.pending:
             return
         fault_point("label.before_commit")
+        lost: list[StagedLabels] = []
         try:
-            self.table.commit_labels(self.pending)
-            self.commits += 1
+            self.table.commit_labels([one.staged for one in self.pending], whole=False)
         except LabelConflictError as error:
-            self.conflicts += 1
+            lost = error.lost
             self.problems.append(str(error))
+        self.commits += len(lost) < len(self.pending)
+        files = {staged.data_file for staged in lost}
+        for one in self.pending:
+            name, came_to_nothing = one.staged.expert, one.staged.data_file in files
+            if came_to_nothing:
+                self.lost.add((name, one.staged.fragment_id))
+                self.tried[name] -= one.rows
+                self.refused[name].subtract(one.refused)
+            if one.result is not None:
+                report = one.result.report
+                # The time is spent, whatever came of it.
+                self._count(name, StageReport(seconds=report.seconds) if came_to_nothing else report, one.result.worker)
         self.pending = []
         fault_point("label.committed")

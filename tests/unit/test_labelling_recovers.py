@@ -1,22 +1,25 @@
-"""Labelling after something went wrong: a wrong first expert, and one that cannot be looked up."""
+"""Labelling after something went wrong: a wrong first expert, one that cannot be looked up, a budget that was exceeded, a conflict."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import label_tables
 import pyarrow as pa
 import pytest
-from label_tables import columns, config, make_table, sample_rows
+from label_tables import QuickExpert, columns, config, make_table, rejects, sample_rows
+from PIL import Image
 
 from mtv_core import canary, labelling, labelling_worker
 from mtv_core.data.schema import SAMPLES
-from mtv_core.executor import SerialExecutor
+from mtv_core.executor import Outcome, SerialExecutor
 from mtv_core.experts.source import WEIGHTS
 from mtv_core.labelling_config import LabelConfig
 from mtv_core.labelling_plan import plan, revisions
+from mtv_core.store import rates
 from mtv_core.store.table import Table
 
 SERIAL = SerialExecutor()
@@ -40,6 +43,18 @@ def watched(tmp_path: Path) -> Path:
 def run(table: Table, with_config: LabelConfig | None = None, executor: Any = SERIAL, **more: Any) -> labelling.LabelResult:
     labelling_worker.loaded.cache_clear()  # as a new process
     return labelling.run(table.uri, with_config or config(), executor, **more)
+
+
+def fails(monkeypatch: pytest.MonkeyPatch, which: Callable[[int], bool]) -> None:
+    """Experts that fail on some pictures, told by the order in which they are seen first."""
+    honest, seen = QuickExpert.label, dict[bytes, int]()
+
+    def label(self: QuickExpert, image: Image.Image, caption: str) -> dict[str, object]:
+        if which(seen.setdefault(image.tobytes(), len(seen))):
+            raise RuntimeError("driver bug")
+        return honest(self, image, caption)
+
+    monkeypatch.setattr(QuickExpert, "label", label)
 
 
 # A first labelling that came to nothing
@@ -192,3 +207,99 @@ def test_a_phrases_column_that_is_missing_is_said_before_anything_is_accepted(ta
 def test_a_phrases_column_that_is_there_is_taken(table: Table, column: str) -> None:
     there = config().model_copy(update={"detection": config().experts()["detection"].model_copy(update={"phrases_column": column})})
     assert run(table, there).report.rows_out == 48
+
+
+# A budget that was exceeded
+
+
+def test_a_budget_is_not_exceeded_for_ever(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    strict = DEPTH_ALONE.model_copy(update={"failures": config(failures={"min_samples": 1, "share": 0.1}).failures})
+    with monkeypatch.context() as patch:
+        fails(patch, lambda number: number in (0, 5, 9, 17))
+        for _ in range(2):
+            with pytest.raises(ValueError, match="rows failed"):
+                run(table, strict)
+    result = run(table, strict)
+    assert table.label_counts()["depth"] == {result.revisions["depth"]: 24}
+    assert None not in columns(table)["depth"]
+    assert rejects(table) == []
+
+
+def test_leftovers_without_refusals_are_not_labelled_again(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    strict = DEPTH_ALONE.model_copy(update={"failures": config(failures={"min_samples": 1, "share": 0.1}).failures})
+    with monkeypatch.context() as patch:
+        fails(patch, lambda number: number in (17, 18, 20))  # all in the last fragment
+        with pytest.raises(ValueError, match="3 of 24 rows failed"):
+            run(table, strict)
+    assert run(table, strict).report.rows_in == 8
+
+
+def test_leftovers_are_judged_together(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    some = DEPTH_ALONE.model_copy(update={"failures": config(failures={"min_samples": 1, "share": 0.1}).failures})
+    with monkeypatch.context() as patch:
+        fails(patch, lambda number: number == 0)  # an eighth of its fragment, and less than a tenth of all
+        patch.setattr(Table, "commit_labels", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(table, some.model_copy(update={"failures": LabelConfig().failures}))
+    monkeypatch.setattr(labelling, "label_fragment", None)  # whoever labels now fails
+    run(table, some)
+    assert len(rejects(table)) == 1
+
+
+# Conflicts
+
+
+class Meddler(SerialExecutor):
+    """An executor that does something else to the table after some results, once."""
+
+    def __init__(self, after: int, meddle: Callable[[], object]) -> None:
+        self.after, self.meddle, self.jobs = after, meddle, list[tuple[str, int]]()
+
+    def map(self, function: Any, items: Sequence[Any], *, resources: Mapping[str, float] | None = None) -> Iterator[Outcome[Any, Any]]:
+        for outcome in super().map(function, items):
+            self.jobs.append((outcome.item.expert, outcome.item.fragment_id))
+            if len(self.jobs) == self.after:
+                self.meddle()
+            yield outcome
+
+
+def test_a_conflict_costs_its_fragment_alone_and_is_counted_once(table: Table) -> None:
+    def compact() -> None:  # the first fragment becomes another one
+        first = table.read_fragment(table.version, 0, ["uid"])["uid"].to_pylist()
+        table.dataset().delete(f"uid in ({', '.join(map(repr, first[:4]))})")
+        table.dataset().optimize.compact_files(target_rows_per_fragment=8, materialize_deletions_threshold=0.1)
+
+    executor = Meddler(3, compact)
+    result = run(table, DEPTH_ALONE, executor)
+    assert executor.jobs[:3] == [("depth", 0), ("depth", 1), ("depth", 2)]
+    assert len(executor.jobs) == 4
+    assert (result.report.rows_in, result.report.rows_out) == (20, 20)
+    assert (result.report.counts["depth_rows"], result.report.counts["depth_fragments"]) == (20, 3)
+    measured = rates.last(table, "depth", result.revisions["depth"])
+    assert measured is not None
+    assert (measured.rows, measured.bytes_written) == (20, result.report.bytes_written)
+    assert table.label_counts()["depth"] == {result.revisions["depth"]: 20}
+
+
+def test_a_fragment_that_cannot_be_labelled_is_not_tried_again_for_another_s_conflict(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meddle() -> None:  # somebody else labels the first fragment
+        version = table.version
+        rows = table.read_fragment(version, 0, ["uid"]).num_rows
+        batch = pa.table({"depth": pa.nulls(rows, pa.binary()), "depth_rev": ["theirs"] * rows})
+        table.commit_labels([table.stage_labels("depth", version, 0, batch)])
+
+    honest = labelling.label_fragment
+
+    def label_fragment(job: Any) -> Any:
+        if job.fragment_id == 1:
+            raise AssertionError("a mistake")
+        return honest(job)
+
+    monkeypatch.setattr(labelling, "label_fragment", label_fragment)
+    executor = Meddler(3, meddle)
+    with pytest.raises(labelling.LabellingIncompleteError, match="8 rows without depth labels"):
+        run(table, DEPTH_ALONE, executor)
+    assert executor.jobs == [("depth", 0), ("depth", 1), ("depth", 2), ("depth", 0)]
+    assert table.label_counts()["depth"] == {"": 8, revisions(DEPTH_ALONE)["depth"]: 16}
