@@ -50,6 +50,16 @@ def gather(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def shift(x: Tensor) -> Tensor:
+    """The previous rank's [R, …] in the place of this one's, around a ring; no gradient flows back. R is the same on all ranks."""
+    here, ranks = rank(), world_size()
+    received = torch.empty_like(x)
+    sent = dist.P2POp(dist.isend, x.contiguous(), (here + 1) % ranks)
+    for request in dist.batch_isend_irecv([sent, dist.P2POp(dist.irecv, received, (here - 1) % ranks)]):
+        request.wait()
+    return received
+
+
 def all_sum(x: Tensor) -> Tensor:
     """Sum over ranks, without a gradient."""
     if world_size() == 1:

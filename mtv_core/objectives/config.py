@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, Field, model_validator
 
 
@@ -12,7 +14,14 @@ class ObjectiveConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class ContrastiveConfig(ObjectiveConfig, frozen=True):
-    """Sigmoid contrast of pictures and captions (SigLIP)."""
+    """Sigmoid contrast of pictures and captions (SigLIP). Neither field changes the loss, but for the order of its sums."""
+
+    exchange: Literal["gather", "ring"] = Field(
+        "gather", description="how captions come to all ranks: all at once, or one rank's after the other, which needs less memory"
+    )
+    chunk: int | None = Field(
+        None, ge=1, description="captions that a rank compares with its pictures at once, for memory; null: all that are there"
+    )
 
 
 class HeadConfig(BaseModel, frozen=True, extra="forbid"):

@@ -45,7 +45,7 @@ def build(config: ObjectivesConfig, model: MTV) -> dict[str, Objective]:
     width, blocks = model.width, len(model.backbone.blocks)
     objectives: dict[str, Objective] = {}
     if config.contrastive is not None:
-        objectives["contrastive"] = Contrastive()
+        objectives["contrastive"] = Contrastive(config.contrastive)
     if config.distillation is not None:
         objectives["distillation"] = Distillation(width, config.distillation)
     if config.masked is not None:

@@ -75,6 +75,37 @@ def test_sigmoid_contrast_is_siglips() -> None:
     assert rows.mean().item() == pytest.approx(out.loss.item(), rel=1e-5)
 
 
+@settings(deadline=None, max_examples=40)
+@given(rows=st.integers(1, 7), chunk=st.integers(1, 8) | st.none(), kinds=st.integers(1, 7), seed=st.integers(0, 1000))
+def test_paired_contrast_is_the_sum_over_pairs_with_its_gradient(rows: int, chunk: int | None, kinds: int, seed: int) -> None:
+    images, texts = draw(rows, 5, seed=seed).requires_grad_(), draw(rows, 5, seed=seed + 1).requires_grad_()
+    alike = torch.randint(kinds, (rows,), generator=torch.Generator().manual_seed(seed))
+    scale, bias = torch.tensor(1.1).double().requires_grad_(), torch.tensor(-2.0).double().requires_grad_()
+    inputs = (images, texts, scale, bias)
+    own = torch.eye(rows, dtype=torch.bool)
+    expected = contrastive.sigmoid_contrast(images, texts, own, (alike[:, None] == alike[None]) & ~own, scale, bias).mean()
+    found = typed(contrastive.paired_contrast)(images, texts, alike, scale, bias, chunk=chunk)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-12)
+    for ours, slow in zip(torch.autograd.grad(3 * found, inputs), torch.autograd.grad(3 * expected, inputs), strict=True):
+        assert torch.allclose(ours, slow, rtol=1e-10, atol=1e-13)
+
+
+def test_paired_contrast_keeps_no_logits_and_is_float32_under_autocast() -> None:
+    images, texts = torch.randn(64, 16).requires_grad_(), torch.randn(64, 16).requires_grad_()
+    kept: list[int] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+        found = contrastive.paired_contrast(images, texts, torch.arange(64), torch.tensor(2.3), torch.tensor(-10.0), chunk=8)
+    assert max(kept) <= 64 * 16
+    expected = contrastive.paired_contrast(images, texts, torch.arange(64), torch.tensor(2.3), torch.tensor(-10.0))
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_sinkhorn_alternates_columns_and_rows() -> None:
     logits = draw(6, 4).clamp(-1, 1)
     q = np.exp(logits.numpy() / 0.1)

@@ -6,6 +6,7 @@ import copy
 import itertools
 import socket
 from pathlib import Path
+from typing import Any
 
 import objectives_cases as cases
 import pytest
@@ -15,7 +16,7 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from mtv_core.objectives.base import Views
-from mtv_core.objectives.config import ObjectivesConfig
+from mtv_core.objectives.config import ContrastiveConfig, ObjectivesConfig
 from mtv_core.objectives.system import ObjectiveSystem
 
 NAMES = ("contrastive", "distillation", "masked", "grounding", "depth")
@@ -199,37 +200,43 @@ def test_views_hold_only_what_is_asked_for() -> None:
     assert len(views.layers) == 2
 
 
-def one_rank_of(rank: int, world: int, port: int, folder: str) -> None:
+EXCHANGES: dict[int, list[dict[str, Any]]] = {2: [{}, {"exchange": "ring"}], 4: [{"exchange": "ring", "chunk": 1}, {"chunk": 3}]}
+
+
+def one_rank_of(rank: int, ranks: int, port: int, folder: str) -> None:
     """Under DDP, on this rank's slice: losses and metrics averaged over ranks, gradients as DDP leaves them."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    made = system()
-    wrapped = DistributedDataParallel(made)  # kept: its hooks live as long as it does
-    out = wrapped(cases.part(cases.batch(), rank, world))
-    out["loss"].backward()
-    values = {**out["losses"], **out["metrics"], "loss": out["loss"].detach()}
-    for value in values.values():
-        dist.all_reduce(value)
-        value /= world
-    if rank == 0:
-        torch.save({"values": values, "gradients": gradients(made)}, f"{folder}/ranks.pt")
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
+    for number, fields in enumerate(EXCHANGES[ranks]):
+        made = system(cases.config().model_copy(update={"contrastive": ContrastiveConfig.model_validate(fields)}))
+        wrapped = DistributedDataParallel(made)  # kept: its hooks live as long as it does
+        out = wrapped(cases.part(cases.batch(), rank, ranks))
+        out["loss"].backward()
+        values = {**out["losses"], **out["metrics"], "loss": out["loss"].detach()}
+        for value in values.values():
+            dist.all_reduce(value)
+            value /= ranks
+        if rank == 0:
+            torch.save({"values": values, "gradients": gradients(made)}, f"{folder}/{number}.pt")
     dist.destroy_process_group()
 
 
-def test_two_ranks_are_one_rank(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_several_ranks_are_one_rank(ranks: int, tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(one_rank_of, args=(2, port, str(tmp_path)), nprocs=2)
-    ranks = torch.load(tmp_path / "ranks.pt")
+    mp.spawn(one_rank_of, args=(ranks, port, str(tmp_path)), nprocs=ranks)
     made = system()
     out = made(cases.batch())
     out["loss"].backward()
+    single = gradients(made)
     # How evenly a batch spreads is not a mean over samples: each rank says it of its own.
     expected = {**out["losses"], **{k: v for k, v in out["metrics"].items() if "spread" not in k}, "loss": out["loss"].detach()}
-    for name, value in expected.items():
-        assert ranks["values"][name].item() == pytest.approx(value.item(), rel=1e-6), name
-    single = gradients(made)
-    assert set(single) == set(ranks["gradients"])
-    for name, grad in single.items():
-        assert torch.allclose(ranks["gradients"][name], grad, rtol=1e-6, atol=1e-9), name
+    for number, fields in enumerate(EXCHANGES[ranks]):
+        together = torch.load(tmp_path / f"{number}.pt")
+        for name, value in expected.items():
+            assert together["values"][name].item() == pytest.approx(value.item(), rel=1e-6), (name, fields)
+        assert set(single) == set(together["gradients"])
+        for name, grad in single.items():
+            assert torch.allclose(together["gradients"][name], grad, rtol=1e-6, atol=1e-9), (name, fields)
