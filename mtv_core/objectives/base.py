@@ -77,6 +77,8 @@ class Views:
     """[G, B, D]: whole global crops, by the teacher; no gradient."""
     teacher_patches: Tensor | None = None
     """[G, B, N, D]: likewise."""
+    anchor_patches: Tensor | None = None
+    """[G, B, N, D]: whole global crops, by the teacher of some time ago; no gradient."""
 
 
 @dataclass

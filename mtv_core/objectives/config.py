@@ -11,6 +11,16 @@ class ObjectiveConfig(BaseModel, frozen=True, extra="forbid"):
     """What all objectives have."""
 
     weight: float = Field(1.0, gt=0, description="of its loss in the sum; null the objective to leave it out")
+    start: float = Field(
+        0.0, ge=0, lt=1, description="share of all steps before it begins, and costs nothing (SigLIP 2 adds self-supervision at 0.8)"
+    )
+    warmup: float = Field(0.0, ge=0, le=1, description="share of all steps over which its weight then grows from 0")
+
+    def weight_at(self, done: float) -> float:
+        """Its weight when this share of all steps is done; 0 before it begins."""
+        if done < self.start:
+            return 0.0
+        return self.weight * min(1.0, (done - self.start) / self.warmup) if self.warmup else self.weight
 
 
 class ContrastiveConfig(ObjectiveConfig, frozen=True):
@@ -57,6 +67,9 @@ class MaskedConfig(SelfDistillationConfig, frozen=True):
     probability: float = Field(0.5, ge=0, le=1, description="share of global crops that are masked at all (DINOv2: 0.5)")
     ratio_low: float = Field(0.1, ge=0, le=1, description="least share of patches hidden in a masked crop")
     ratio_high: float = Field(0.5, ge=0, le=1, description="largest share (DINOv2: 0.5; TIPS hides 0.75)")
+    visible: float = Field(
+        0.0, ge=0, description="weight of the patches of a masked crop that are not hidden, beside those that are (TIPSv2 predicts both)"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> MaskedConfig:
@@ -85,11 +98,20 @@ class DepthConfig(ObjectiveConfig, frozen=True):
     scales: int = Field(4, ge=1, description="of gradient matching, each half the one before (MiDaS: 4)")
 
 
+class GramConfig(ObjectiveConfig, frozen=True):
+    """Gram anchoring: which patches of a crop are like each other stays as an earlier teacher has it (DINOv3)."""
+
+    every: int = Field(10_000, ge=1, description="steps after which the anchor becomes the teacher of that moment (DINOv3: 10 000)")
+
+
 class TeacherConfig(BaseModel, frozen=True, extra="forbid"):
     """The moving average of the student that sets the targets of distillation and masked prediction."""
 
     momentum: float = Field(
         0.994, ge=0, lt=1, description="share of the old teacher kept at each step, constant (DINOv3: 0.994; shorter runs want less)"
+    )
+    average: Literal["all", "heads"] = Field(
+        "all", description="what is averaged: backbone and heads, or heads alone on the student's own backbone, which saves a copy (TIPSv2)"
     )
 
 
@@ -101,15 +123,24 @@ class ObjectivesConfig(BaseModel, frozen=True, extra="forbid"):
     masked: MaskedConfig | None = Field(default_factory=MaskedConfig, description="hidden patches and the teacher's patches")
     grounding: GroundingConfig | None = Field(default_factory=GroundingConfig, description="boxes and phrases")
     depth: DepthConfig | None = Field(default_factory=DepthConfig, description="inverse depth")
+    gram: GramConfig | None = Field(None, description="likeness of patches; off unless asked for")
     teacher: TeacherConfig = Field(default_factory=TeacherConfig, description="of distillation and masked prediction")
 
     @model_validator(mode="after")
     def _some(self) -> ObjectivesConfig:
         if not self.enabled:
             raise ValueError("every objective is null: there is nothing to train on; keep at least one")
+        if all(getattr(self, name).start > 0 for name in self.enabled):
+            raise ValueError("every objective has a start above 0: there is nothing to train on before; let one start at 0")
+        if self.gram is not None and self.teacher.average == "heads":
+            raise ValueError(
+                "gram anchors to a teacher's backbone, which teacher.average: heads does not keep; set it to all, or null gram"
+            )
         return self
 
     @property
     def enabled(self) -> tuple[str, ...]:
         """Names of the objectives that are on, in the order their losses are reported."""
-        return tuple(name for name in ("contrastive", "distillation", "masked", "grounding", "depth") if getattr(self, name) is not None)
+        return tuple(
+            name for name in ("contrastive", "distillation", "masked", "grounding", "depth", "gram") if getattr(self, name) is not None
+        )

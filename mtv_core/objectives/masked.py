@@ -41,18 +41,23 @@ class MaskedPatches(nn.Module):
         return {"head": self.head}
 
     def forward(self, views: Views, batch: Batch, teacher_heads: Mapping[str, nn.Module]) -> Loss:
-        """Mean over a crop's hidden patches, then over the crops that have any."""
+        """Mean over a crop's hidden patches, with `visible` × that over the others, then over the crops that have any hidden."""
         assert views.global_patches is not None
         assert views.teacher_patches is not None
-        config = self.config
-        with torch.no_grad():
-            logits_MK = teacher_heads["head"](views.teacher_patches[batch.masks])
-            target_MK = sinkhorn(logits_MK, config.teacher_temperature, config.sinkhorn_iterations)
-        losses_M = cross_entropy(self.head(views.global_patches[batch.masks]), target_MK, config.student_temperature)
-        mask_CN = batch.masks.flatten(0, 1)
+        config, mask_CN = self.config, batch.masks.flatten(0, 1)
         crops = mask_CN.any(dim=1)
+        # Of the crops that have any hidden patch: those, or all.
+        asked_CN = crops[:, None].expand_as(mask_CN) if config.visible else mask_CN
+        with torch.no_grad():
+            logits_MK = teacher_heads["head"](views.teacher_patches.flatten(0, 1)[asked_CN])
+            target_MK = sinkhorn(logits_MK, config.teacher_temperature, config.sinkhorn_iterations)
+        losses_M = cross_entropy(self.head(views.global_patches.flatten(0, 1)[asked_CN]), target_MK, config.student_temperature)
+        hidden_M = mask_CN[asked_CN]
+        value = crop_mean(losses_M[hidden_M], mask_CN)
+        if config.visible:
+            value = value + config.visible * crop_mean(losses_M[~hidden_M], asked_CN & ~mask_CN)
         entropy = -(target_MK * target_MK.clamp(min=1e-12).log()).sum()
         return Loss(
-            labelled_mean(crop_mean(losses_M, mask_CN), crops.sum()),
-            {"target_entropy": labelled_mean(entropy, mask_CN.sum()), "coverage": crops.float().mean()},
+            labelled_mean(value, crops.sum()),
+            {"target_entropy": labelled_mean(entropy, asked_CN.sum()), "coverage": crops.float().mean()},
         )

@@ -6,7 +6,7 @@ Shapes as in `base`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TypedDict, cast
 
 import torch
@@ -20,6 +20,7 @@ from mtv_core.objectives.config import ObjectivesConfig
 from mtv_core.objectives.contrastive import Contrastive
 from mtv_core.objectives.depth import Depth, spread_layers
 from mtv_core.objectives.distillation import Distillation
+from mtv_core.objectives.gram import Gram
 from mtv_core.objectives.grounding import Grounding
 from mtv_core.objectives.masked import MaskedPatches
 from mtv_core.objectives.weighting import static
@@ -57,11 +58,16 @@ def build(config: ObjectivesConfig, model: MTV) -> dict[str, Objective]:
         if not all(0 <= layer < blocks for layer in layers):
             raise ValueError(f"objectives.depth.layers {list(layers)} must be within 0 … {blocks - 1}, the blocks of the backbone")
         objectives["depth"] = Depth(width, layers, config.depth)
+    if config.gram is not None:
+        objectives["gram"] = Gram()
     return objectives
 
 
 class ObjectiveSystem(nn.Module):
-    """Model, teacher and objectives. `forward` gives the losses; call `update_teacher` after each step of the optimiser."""
+    """Model, teacher and objectives. `forward` gives the losses; call `update_teacher` after each step of the optimiser.
+
+    An objective that has not begun costs nothing, and gives its heads a gradient of None once `release` is called: no optimiser moves them.
+    """
 
     def __init__(self, model: MTV, config: ObjectivesConfig) -> None:
         super().__init__()
@@ -70,8 +76,11 @@ class ObjectiveSystem(nn.Module):
         self.objectives = nn.ModuleDict(cast(dict[str, nn.Module], build(config, model)))
         self.needs = frozenset().union(*(objective.needs for _, objective in self._named()))
         self.teacher = nn.ModuleDict()
-        if self.needs & {"teacher_pooled", "teacher_patches"}:
-            self.teacher["backbone"] = copy.deepcopy(model.backbone)
+        if self.needs & {"teacher_pooled", "teacher_patches", "anchor_patches"}:
+            if config.teacher.average == "all":
+                self.teacher["backbone"] = copy.deepcopy(model.backbone)
+            if "anchor_patches" in self.needs:
+                self.teacher["anchor"] = copy.deepcopy(model.backbone)
             for name, objective in self._named():
                 if objective.teacher_heads:
                     self.teacher[name] = nn.ModuleDict({key: copy.deepcopy(head) for key, head in objective.teacher_heads.items()})
@@ -81,6 +90,13 @@ class ObjectiveSystem(nn.Module):
 
     def _named(self) -> list[tuple[str, Objective]]:
         return [(name, cast(Objective, module)) for name, module in self.objectives.items()]
+
+    @property
+    def _teaching(self) -> VisionTransformer:
+        """The backbone that sets targets."""
+        if "backbone" not in self.teacher:
+            return self.model.backbone
+        return cast(VisionTransformer, self.teacher["backbone"])
 
     def _freeze_unused(self) -> None:
         """DDP waits for the gradient of every parameter that asks for one: what no objective uses asks for none."""
@@ -100,32 +116,53 @@ class ObjectiveSystem(nn.Module):
         self.teacher.eval()
         return self
 
-    def forward(self, batch: Batch, step: int = 0) -> Outcome:
-        """All losses of a batch. `step` is for objectives and weightings with a schedule; there is none yet."""
-        views = self._look(batch)
+    def weights(self, done: float) -> dict[str, float]:
+        """The weights of the objectives that have begun when this share of all steps is done."""
+        found = {name: getattr(self.config, name).weight_at(done) for name, _ in self._named()}
+        return {name: weight for name, weight in found.items() if weight}
+
+    def forward(self, batch: Batch, done: float = 1.0) -> Outcome:
+        """The losses of a batch, of the objectives that have begun when this share of all steps is done."""
+        weights = self.weights(done)
+        views = self._look(batch, weights)
         results: dict[str, Loss] = {}
         for name, objective in self._named():
+            if name not in weights:
+                continue
             heads = cast(Mapping[str, nn.Module], self.teacher[name]) if name in self.teacher else {}
             results[name] = objective(views, batch, heads)
         losses = {name: result.value for name, result in results.items()}
+        loss = static(losses, weights)
+        if len(weights) < len(self.objectives):  # DDP waits for the gradient of every parameter
+            loss = loss + 0.0 * torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum()
         return Outcome(
-            loss=static(losses, {name: getattr(self.config, name).weight for name in losses}),
+            loss=loss,
             losses={name: loss.detach() for name, loss in losses.items()},
             metrics={f"{name}/{key}": value for name, result in results.items() for key, value in result.metrics.items()},
         )
 
-    def _look(self, batch: Batch) -> Views:
+    def release(self, done: float) -> None:
+        """Take their gradients of zero from heads of objectives that have not begun; after gradients were averaged over ranks."""
+        weights = self.weights(done)
+        for name, objective in self.objectives.items():
+            if name not in weights:
+                for parameter in objective.parameters():
+                    parameter.grad = None
+
+    def _look(self, batch: Batch, begun: Collection[str] | None = None) -> Views:
         """Every tower once for every size of picture: masked global crops go through together with the clean view if they have its size."""
+        begun = self.objectives.keys() if begun is None else begun
+        needs = frozenset().union(*(objective.needs for name, objective in self._named() if name in begun))
         views, model, prefix = (
             Views(log_scale=self.model.logit_scale, bias=self.model.logit_bias),
             self.model,
             self.model.backbone.num_prefix_tokens,
         )
-        clean, crops = bool(self.needs & {"image", "patches", "layers"}), bool(self.needs & {"global_pooled", "global_patches"})
+        clean, crops = bool(needs & {"image", "patches", "layers"}), bool(needs & {"global_pooled", "global_patches"})
         G, B, V = len(batch.global_crops), len(batch), len(batch.local_crops)
         kept: dict[int, Tensor] = {}
-        layers = cast(Depth, self.objectives["depth"]).layers if "depth" in self.objectives else ()
-        token = cast(MaskedPatches, self.objectives["masked"]).mask_token if "masked" in self.objectives else None
+        layers = cast(Depth, self.objectives["depth"]).layers if "layers" in needs else ()
+        token = cast(MaskedPatches, self.objectives["masked"]).mask_token if "masked" in begun else None
 
         def student(pixels: Tensor, hidden: Tensor) -> Tensor:
             return tokens(model.backbone, pixels, None if token is None else (hidden, token), (layers, kept))
@@ -142,34 +179,43 @@ class ObjectiveSystem(nn.Module):
                 clean_x = tokens(model.backbone, batch.pixels, keep=(layers, kept))
         if clean_x is not None:
             views.patches = clean_x[:, prefix:]
-            views.image = pool(model.backbone, clean_x) if "image" in self.needs else None
+            views.image = pool(model.backbone, clean_x) if "image" in needs else None
             views.layers = [kept[layer][:B, prefix:] for layer in layers]
         if crops_x is not None:
             views.global_patches = crops_x[:, prefix:].unflatten(0, (G, B))
-            views.global_pooled = pool(model.backbone, crops_x).unflatten(0, (G, B)) if "global_pooled" in self.needs else None
-        if V and "local_pooled" in self.needs:
+            views.global_pooled = pool(model.backbone, crops_x).unflatten(0, (G, B)) if "global_pooled" in needs else None
+        if V and "local_pooled" in needs:
             views.local_pooled = pool(model.backbone, tokens(model.backbone, batch.local_crops.flatten(0, 1))).unflatten(0, (V, B))
-        if "backbone" in self.teacher:
+        if needs & {"teacher_pooled", "teacher_patches"}:
             with torch.no_grad():
-                teacher = cast(VisionTransformer, self.teacher["backbone"])
+                teacher = self._teaching
                 seen = tokens(teacher, batch.global_crops.flatten(0, 1))
                 views.teacher_patches = seen[:, prefix:].unflatten(0, (G, B))
                 views.teacher_pooled = pool(teacher, seen).unflatten(0, (G, B))
-        texts = [batch.text_ids] * ("text" in self.needs) + [batch.phrase_ids] * ("phrases" in self.needs)
+        if "anchor_patches" in needs:
+            with torch.no_grad():
+                anchored = tokens(cast(VisionTransformer, self.teacher["anchor"]), batch.global_crops.flatten(0, 1))
+                views.anchor_patches = anchored[:, prefix:].unflatten(0, (G, B))
+        texts = [batch.text_ids] * ("text" in needs) + [batch.phrase_ids] * ("phrases" in needs)
         if texts:
             embedded = model.encode_text(torch.cat(texts))
-            views.text = embedded[:B] if "text" in self.needs else None
-            views.phrases = embedded[-len(batch.phrase_ids) :] if "phrases" in self.needs else None
+            views.text = embedded[:B] if "text" in needs else None
+            views.phrases = embedded[-len(batch.phrase_ids) :] if "phrases" in needs else None
         return views
 
     @torch.no_grad()
-    def update_teacher(self) -> None:
-        """teacher ← momentum · teacher + (1 − momentum) · student. The same on every rank, since students are."""
-        if "backbone" not in self.teacher:
-            return
-        pairs: list[tuple[nn.Module, nn.Module]] = [(self.teacher["backbone"], self.model.backbone)]
+    def update_teacher(self, step: int = 1) -> None:
+        """teacher ← momentum · teacher + (1 − momentum) · student; in some steps the anchor becomes it. The same on every rank.
+
+        Args:
+            step: the number of steps done.
+        """
+        pairs: list[tuple[nn.Module, nn.Module]] = [(self.teacher["backbone"], self.model.backbone)] if "backbone" in self.teacher else []
         for name, objective in self._named():
             pairs += [(cast(nn.ModuleDict, self.teacher[name])[key], head) for key, head in objective.teacher_heads.items()]
         averages: list[Tensor] = [p for average, _ in pairs for p in average.parameters()]
         students: list[Tensor] = [p for _, student in pairs for p in student.parameters()]
-        torch._foreach_lerp_(averages, students, 1.0 - self.config.teacher.momentum)
+        if averages:
+            torch._foreach_lerp_(averages, students, 1.0 - self.config.teacher.momentum)
+        if self.config.gram is not None and step % self.config.gram.every == 0:
+            self.teacher["anchor"].load_state_dict(self.teacher["backbone"].state_dict())

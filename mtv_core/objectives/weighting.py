@@ -9,5 +9,5 @@ from torch import Tensor
 
 
 def static(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """Σ weight · loss; weights do not change in a run."""
+    """Σ weight · loss."""
     return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()

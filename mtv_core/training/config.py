@@ -129,7 +129,8 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     @property
     def uses_crops(self) -> bool:
         """Whether an objective that is on looks at augmented crops."""
-        return self.objectives.distillation is not None or self.objectives.masked is not None
+        objectives = self.objectives
+        return any(one is not None for one in (objectives.distillation, objectives.masked, objectives.gram))
 
     def fixed(self) -> dict[str, object]:
         """The fields that a resumed run must share with the run it continues."""

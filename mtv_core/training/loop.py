@@ -79,8 +79,9 @@ def train(job: TrainJob, world: World, stop: StopRequest) -> TrainResult:
             rate = optim.learning_rate(step, config.steps, config.optim)
             optim.set_learning_rate(optimizer, rate)
             with torch.autocast(world.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
-                outcome = forward(batch.to(world.device, non_blocking=True), step)
+                outcome = forward(batch.to(world.device, non_blocking=True), done := (step - 1) / config.steps)
             outcome["loss"].backward()
+            system.release(done)
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.optim.clip or math.inf)
             losses = {f"loss/{name}": value for name, value in outcome["losses"].items()}
             # One message a step: what the ranks saw, and whether any of them was asked to stop.
@@ -90,7 +91,7 @@ def train(job: TrainJob, world: World, stop: StopRequest) -> TrainResult:
             stopping = seen.pop("stop") > 0
             if guard.keep(step, seen["loss"], seen["grad_norm"]):
                 optimizer.step()
-                system.update_teacher()
+                system.update_teacher(step)
                 window.add(seen)
             optimizer.zero_grad()
             fault_point("train.step")

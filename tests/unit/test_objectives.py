@@ -15,7 +15,7 @@ from beartype import beartype
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtv_core.objectives import contrastive, depth, distillation, grounding, masked
+from mtv_core.objectives import contrastive, depth, distillation, gram, grounding, masked
 from mtv_core.objectives.config import MaskedConfig
 from mtv_core.objectives.masks import draw_mask
 
@@ -149,6 +149,13 @@ def test_crop_mean_weighs_crops_alike() -> None:
     mask = torch.tensor([[1, 1, 1, 0], [0, 0, 0, 0], [0, 0, 1, 0]]).bool()
     losses = torch.tensor([1.0, 2.0, 6.0, 10.0])
     assert typed(masked.crop_mean)(losses, mask).item() == pytest.approx((1 + 2 + 6) / 3 + 10)
+
+
+def test_gram_distance_is_the_mean_over_pairs_of_patches() -> None:
+    patches, anchor = draw(2, 3, 4), draw(2, 3, 4, seed=1)
+    for c, found in enumerate(typed(gram.gram_distance)(patches, anchor)):
+        pairs = [(cosine(patches[c, i], patches[c, j]) - cosine(anchor[c, i], anchor[c, j])) ** 2 for i in range(3) for j in range(3)]
+        assert found.item() == pytest.approx(sum(pairs) / 9)
 
 
 def test_alike_is_containment_of_words() -> None:

@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from mtv_core.objectives.base import Views
-from mtv_core.objectives.config import ContrastiveConfig, ObjectivesConfig
+from mtv_core.objectives.config import ContrastiveConfig, GramConfig, ObjectivesConfig, TeacherConfig
 from mtv_core.objectives.system import ObjectiveSystem
 
 NAMES = ("contrastive", "distillation", "masked", "grounding", "depth")
@@ -192,6 +192,66 @@ def test_losses_fall_when_one_batch_is_learnt() -> None:
         assert value < 0.95 * first[name], name
 
 
+def test_what_has_not_begun_costs_nothing_and_is_not_moved() -> None:
+    made = system(late())
+    out = made(cases.batch(), done=0.4)
+    assert list(out["losses"]) == ["contrastive", "grounding", "depth"]
+    views = made._look(cases.batch(), out["losses"])
+    assert views.global_pooled is None
+    assert views.teacher_pooled is None
+    out["loss"].backward()
+    assert all(p.grad is not None for p in made.parameters() if p.requires_grad)  # as DDP wants it
+    made.release(0.4)
+    assert {p.grad is None for name in ("distillation", "masked") for p in made.objectives[name].parameters()} == {True}
+    assert all(p.grad is not None for name in ("grounding", "depth") for p in made.objectives[name].parameters())
+    half, late_weight = made(cases.batch(), done=0.6), 0.5
+    expected = {"contrastive": 1.0, "distillation": 0.5 * late_weight, "masked": 0.7 * late_weight, "grounding": 0.9, "depth": 0.3}
+    assert half["loss"].item() == pytest.approx(sum(weight * half["losses"][name].item() for name, weight in expected.items()))
+
+
+def test_a_teacher_of_heads_alone_looks_with_the_students_backbone() -> None:
+    made = system(cases.config().model_copy(update={"teacher": TeacherConfig(momentum=0.9, average="heads")}))
+    batch = cases.batch()
+    views = made._look(batch)
+    assert "backbone" not in made.teacher
+    assert torch.allclose(views.teacher_patches[0], made.model.tokens(batch.global_crops[0]))
+    assert not views.teacher_patches.requires_grad
+    before = {name: p.clone() for name, p in made.teacher.named_parameters()}
+    made.update_teacher()
+    for name, parameter in made.teacher.named_parameters():
+        objective, _, rest = name.partition(".head.")
+        assert torch.allclose(parameter, 0.9 * before[name] + 0.1 * made.objectives[objective].head.get_parameter(rest)), name
+
+
+def test_visible_patches_are_predicted_too_if_asked_for() -> None:
+    batch = cases.batch()
+    losses, asked = {}, {}
+    for weight in (0.0, 0.5, 1.0):
+        masked = cases.config().masked.model_copy(update={"visible": weight})
+        made = system(cases.config().model_copy(update={"masked": masked}))
+        views, seen = made._look(batch), []
+        made.objectives["masked"].head.register_forward_hook(lambda module, inputs, output, seen=seen: seen.append(len(output)))
+        losses[weight] = made.objectives["masked"](views, batch, made.teacher["masked"]).value.item()
+        asked[weight] = seen[0]
+    assert asked == {0.0: int(batch.masks.sum()), 0.5: 9 * 7, 1.0: 9 * 7}  # one of eight crops has no mask
+    assert losses[1.0] > losses[0.5]
+
+
+def test_gram_holds_patches_to_an_earlier_teacher() -> None:
+    alone = {name: None for name in NAMES if name != "contrastive"}
+    made = system(cases.config().model_copy(update={**alone, "gram": GramConfig(every=3)}))
+    anchor = copy.deepcopy(made.teacher["anchor"])
+    with torch.no_grad():
+        for parameter in made.model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    assert made(cases.batch())["losses"]["gram"] > 0
+    for step in (1, 2):
+        made.update_teacher(step)
+    assert all(torch.equal(a, b) for a, b in zip(anchor.parameters(), made.teacher["anchor"].parameters(), strict=True))
+    made.update_teacher(3)
+    assert all(torch.equal(a, b) for a, b in zip(made.teacher["backbone"].parameters(), made.teacher["anchor"].parameters(), strict=True))
+
+
 def test_views_hold_only_what_is_asked_for() -> None:
     made = system(cases.config().model_copy(update={name: None for name in NAMES if name != "depth"}))
     views: Views = made._look(cases.batch())
@@ -200,18 +260,30 @@ def test_views_hold_only_what_is_asked_for() -> None:
     assert len(views.layers) == 2
 
 
-EXCHANGES: dict[int, list[dict[str, Any]]] = {2: [{}, {"exchange": "ring"}], 4: [{"exchange": "ring", "chunk": 1}, {"chunk": 3}]}
+# By number of ranks: of the contrast, and which share of all steps is done, when half of the objectives begin at a half.
+VARIANTS: dict[int, list[tuple[dict[str, Any], float]]] = {
+    2: [({}, 1.0), ({"exchange": "ring"}, 0.1)],
+    4: [({"exchange": "ring", "chunk": 1}, 1.0), ({"chunk": 3}, 1.0)],
+}
+
+
+def late(**contrastive: Any) -> ObjectivesConfig:
+    """Self-supervision begins at a half of all steps."""
+    whole = cases.config()
+    begins = {name: getattr(whole, name).model_copy(update={"start": 0.5, "warmup": 0.2}) for name in ("distillation", "masked")}
+    return whole.model_copy(update={**begins, "contrastive": ContrastiveConfig.model_validate(contrastive)})
 
 
 def one_rank_of(rank: int, ranks: int, port: int, folder: str) -> None:
     """Under DDP, on this rank's slice: losses and metrics averaged over ranks, gradients as DDP leaves them."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
-    for number, fields in enumerate(EXCHANGES[ranks]):
-        made = system(cases.config().model_copy(update={"contrastive": ContrastiveConfig.model_validate(fields)}))
+    for number, (fields, done) in enumerate(VARIANTS[ranks]):
+        made = system(late(**fields))
         wrapped = DistributedDataParallel(made)  # kept: its hooks live as long as it does
-        out = wrapped(cases.part(cases.batch(), rank, ranks))
+        out = wrapped(cases.part(cases.batch(), rank, ranks), done)
         out["loss"].backward()
+        made.release(done)
         values = {**out["losses"], **out["metrics"], "loss": out["loss"].detach()}
         for value in values.values():
             dist.all_reduce(value)
@@ -227,13 +299,14 @@ def test_several_ranks_are_one_rank(ranks: int, tmp_path: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     mp.spawn(one_rank_of, args=(ranks, port, str(tmp_path)), nprocs=ranks)
-    made = system()
-    out = made(cases.batch())
-    out["loss"].backward()
-    single = gradients(made)
-    # How evenly a batch spreads is not a mean over samples: each rank says it of its own.
-    expected = {**out["losses"], **{k: v for k, v in out["metrics"].items() if "spread" not in k}, "loss": out["loss"].detach()}
-    for number, fields in enumerate(EXCHANGES[ranks]):
+    for number, (fields, done) in enumerate(VARIANTS[ranks]):
+        made = system(late())
+        out = made(cases.batch(), done)
+        out["loss"].backward()
+        made.release(done)
+        single = gradients(made)
+        # How evenly a batch spreads is not a mean over samples: each rank says it of its own.
+        expected = {**out["losses"], **{k: v for k, v in out["metrics"].items() if "spread" not in k}, "loss": out["loss"].detach()}
         together = torch.load(tmp_path / f"{number}.pt")
         for name, value in expected.items():
             assert together["values"][name].item() == pytest.approx(value.item(), rel=1e-6), (name, fields)
