@@ -69,10 +69,27 @@ class ViewsConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class OptimConfig(BaseModel, frozen=True, extra="forbid"):
-    """AdamW under a warm-up and a cosine. One learning rate for all parameters, whatever the batch size."""
+    """AdamW under a warm-up and a schedule. Learning rates are as they stand here, whatever the batch size."""
 
     lr: float = Field(5e-4, gt=0, description="peak learning rate (COSMOS: 5e-4 at a batch of 1024)")
-    end_lr: float = Field(0.0, ge=0, description="learning rate that the cosine ends at")
+    end_lr: float = Field(0.0, ge=0, description="learning rate that the schedule ends at")
+    schedule: Literal["cosine", "wsd"] = Field(
+        "cosine",
+        description="after the warm-up: half a cosine, or warm-up-stable-decay, which stays at the peak and falls at the end, so that a "
+        "run can be prolonged from a checkpoint before the fall (arXiv 2405.18392)",
+    )
+    decay_share: float = Field(
+        0.2,
+        gt=0,
+        le=1,
+        description="wsd: share of all steps over which the rate falls, as 1 − √ of what is done of them (arXiv 2405.18392: 0.2)",
+    )
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="factor of the learning rate from each block of the backbone to the one before it; 1: none (BEiT: 0.65 … 0.9)",
+    )
     warmup_steps: int = Field(1000, ge=0, description="steps of linear warm-up from 0; at most half of all steps are used")
     weight_decay: float = Field(
         0.04, ge=0, description="of matrices; biases, norms, embeddings of positions and scalars have none (DINOv3: 0.04)"

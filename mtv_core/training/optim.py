@@ -3,35 +3,57 @@
 from __future__ import annotations
 
 import math
+import re
+from typing import Any
 
 import torch
 from torch import nn
 
 from mtv_core.training.config import OptimConfig
 
+_BLOCK = re.compile(r"\bbackbone\.blocks\.(\d+)\.")
+_STEM = re.compile(r"\bbackbone\.(patch_embed|pos_embed|cls_token|reg_token|norm_pre)\b")
 # Vectors that stand for a place or a missing patch are no matrices to be kept small, whatever their shape.
 _NO_DECAY = ("pos_embed", "position_embedding", "mask_token", "latent", "cls_token", "reg_token")
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
-    """Of step 1 … `steps`: linear from 0 to `lr` over the warm-up, then half a cosine that would reach `end_lr` one step after the last.
+    """Of step 1 … `steps`: linear from 0 to `lr` over the warm-up, then as `schedule` says, to `end_lr` one step after the last.
 
     A warm-up longer than half the run is cut to that, so that a short trial of a long recipe learns at all.
     """
     warmup = min(config.warmup_steps, steps // 2)
     if step <= warmup:
         return config.lr * step / warmup
-    done = (step - warmup - 1) / (steps - warmup)
-    return config.end_lr + (config.lr - config.end_lr) * 0.5 * (1 + math.cos(math.pi * done))
+    if config.schedule == "wsd":
+        falling = max(1, min(round(config.decay_share * steps), steps - warmup))
+        left = 1 - math.sqrt(max(0, step - 1 - (steps - falling)) / falling)
+    else:
+        left = 0.5 * (1 + math.cos(math.pi * (step - warmup - 1) / (steps - warmup)))
+    return config.end_lr + (config.lr - config.end_lr) * left
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Trained parameters, in two groups: with decay (matrices) and without (biases, norms, scalars, position embeddings)."""
+def parameter_groups(module: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+    """Trained parameters by whether they decay (matrices do; biases, norms, scalars, position embeddings do not) and how deep they lie.
+
+    `lr_scale` of a group multiplies the learning rate: `layer_decay` for each block of the backbone between it and the backbone's end; the
+    patch embedding lies before the first block. What is no part of the backbone has 1.
+    """
     trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    decayed = [parameter for name, parameter in trained if _decays(name, parameter)]
-    others = [parameter for name, parameter in trained if not _decays(name, parameter)]
-    groups: list[dict[str, object]] = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    blocks = 1 + max((int(found[1]) for name, _ in trained if (found := _BLOCK.search(name))), default=-1)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in trained:
+        key = (weight_decay if _decays(name, parameter) else 0.0, layer_decay ** _depth(name, blocks))
+        groups.setdefault(key, []).append(parameter)
+    ordered = sorted(groups, reverse=True)
+    return [{"params": groups[key], "weight_decay": key[0], "lr_scale": key[1]} for key in ordered]
+
+
+def _depth(name: str, blocks: int) -> int:
+    """Blocks from a parameter to the backbone's end, its own included."""
+    if found := _BLOCK.search(name):
+        return blocks - int(found[1])
+    return blocks + 1 if _STEM.search(name) else 0
 
 
 def _decays(name: str, parameter: torch.Tensor) -> bool:
@@ -41,14 +63,18 @@ def _decays(name: str, parameter: torch.Tensor) -> bool:
 def adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """The optimiser; fused, which is several times faster than a loop on the CPU too."""
     return torch.optim.AdamW(
-        parameter_groups(module, config.weight_decay), lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
+        parameter_groups(module, config.weight_decay, config.layer_decay),
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        fused=True,
     )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Of all groups."""
+    """Of all groups, each with its factor."""
     for group in optimizer.param_groups:
-        group["lr"] = value
+        group["lr"] = value * group["lr_scale"]
 
 
 class NotFiniteError(RuntimeError):

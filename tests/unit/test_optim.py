@@ -22,9 +22,38 @@ def test_schedule_rises_to_the_peak_and_falls_to_the_end() -> None:
     assert 0.1 < rates[-1] < 0.102
 
 
+def test_wsd_stays_at_the_peak_and_falls_at_the_end() -> None:
+    config = OptimConfig(lr=1.0, end_lr=0.1, warmup_steps=10, schedule="wsd", decay_share=0.25)
+    rates = [optim.learning_rate(step, 100, config) for step in range(1, 101)]
+    assert rates[:10] == pytest.approx([step / 10 for step in range(1, 11)])
+    assert rates[10:76] == [1.0] * 66
+    assert rates[76:] == pytest.approx([0.1 + 0.9 * (1 - math.sqrt(done / 25)) for done in range(1, 25)])
+    # What a longer run does until then is the same.
+    longer = [optim.learning_rate(step, 200, config) for step in range(1, 77)]
+    assert longer == rates[:76]
+
+
+def test_layer_decay_slows_the_first_blocks() -> None:
+    model, _ = create_model(tiny_config().model)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    scales = {names[p]: group["lr_scale"] for group in optim.parameter_groups(model, 0.1, 0.5) for p in group["params"]}
+    depth = len(model.backbone.blocks)
+    assert set(scales) == set(names.values())
+    for name, scale in scales.items():
+        if name.startswith("backbone.blocks."):
+            assert scale == 0.5 ** (depth - int(name.split(".")[2])), name
+        else:
+            assert scale == (0.5 ** (depth + 1) if name.startswith(("backbone.patch_embed", "backbone.pos_embed")) else 1.0), name
+    optimizer = optim.adamw(model, OptimConfig(layer_decay=0.5))
+    optim.set_learning_rate(optimizer, 0.2)
+    assert {round(group["lr"] / group["lr_scale"], 12) for group in optimizer.param_groups} == {0.2}
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
-def test_short_runs_learn_at_every_step(steps: int) -> None:
-    rates = [optim.learning_rate(step, steps, OptimConfig(lr=1.0, warmup_steps=1000)) for step in range(1, steps + 1)]
+def test_short_runs_learn_at_every_step(steps: int, schedule: str) -> None:
+    config = OptimConfig.model_validate({"lr": 1.0, "warmup_steps": 1000, "schedule": schedule})
+    rates = [optim.learning_rate(step, steps, config) for step in range(1, steps + 1)]
     assert min(rates) > 0
     assert max(rates) == 1
 
@@ -33,7 +62,7 @@ def test_only_matrices_decay() -> None:
     model, _ = create_model(tiny_config().model)
     model.logit_bias.requires_grad_(False)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    decayed, others = ([names[p] for p in group["params"]] for group in optim.parameter_groups(model, 0.1))  # type: ignore[attr-defined]
+    decayed, others = ([names[p] for p in group["params"]] for group in optim.parameter_groups(model, 0.1))
     assert "backbone.blocks.0.attn.qkv.weight" in decayed
     assert "backbone.patch_embed.proj.weight" in decayed
     assert {"backbone.pos_embed", "backbone.attn_pool.latent", "backbone.norm.weight", "backbone.norm.bias", "logit_scale"} <= set(others)
