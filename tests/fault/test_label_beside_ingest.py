@@ -32,7 +32,7 @@ quick = pytest.fixture(autouse=True)(quick_experts)
 
 
 def test_killed_while_an_ingest_appends(tmp_path: Path) -> None:
-    kills = Kills(50 if FULL else 2, duration=0.4, seconds=1500 if FULL else 120)
+    kills = Kills(50 if FULL else 2, duration=0.4, seconds=3000 if FULL else 120)
     chance = kills.chance
     folder, sources = tmp_path / "table", tmp_path / "in"
     witness = Witness(folder, CONFIGS)
@@ -104,5 +104,6 @@ def test_two_labellers_begin_on_a_fresh_table_at_once(tmp_path: Path) -> None:
             result = labelling.run(str(folder), both, SerialExecutor())
             assert result.revisions == accepted
             witness.check(complete=accepted)
+            ingest_child.run(str(batch), str(folder), SerialExecutor())  # alone by now, it clears away what it had staged
             leaves_nothing(Table.open(str(folder)))
             shutil.rmtree(folder)

@@ -102,7 +102,7 @@ def test_killed_while_relabelling(unlabelled: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not FULL, reason="50 rounds take minutes: MTV_FAULT_ROUNDS=full, as `make faults` does")
 def test_killed_anywhere(unlabelled: Path, undisturbed: Table, tmp_path: Path) -> None:
-    kills = Kills(50, duration=1.5, seconds=1500)
+    kills = Kills(50, duration=1.5, seconds=3000)
     for number in kills.rounds():
         folder = Path(shutil.copytree(unlabelled, tmp_path / "killed"))
         for _ in range(kills.chance.choice([1, 1, 2, 3])):  # a killed run's successor is killed too
