@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,22 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from transformers import SiglipConfig, SiglipImageProcessor, SiglipModel, SiglipProcessor, SiglipTextConfig, SiglipVisionConfig, pipeline
+from sentencepiece import SentencePieceTrainer
+from transformers import (
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+    SiglipProcessor,
+    SiglipTextConfig,
+    SiglipTokenizer,
+    SiglipVisionConfig,
+    pipeline,
+)
 
 from mtv_core.blocks.shards import truth
 from mtv_core.export import convert
 from mtv_core.model.config import ModelConfig, TextConfig
-from mtv_core.model.mtv import create_model, load_tokenizer, save_model
+from mtv_core.model.mtv import create_model, load_model, load_tokenizer, save_model
 from mtv_core.model.preprocess import pixel_values, token_ids
 from mtv_core.model.start import from_siglip, load_start
 
@@ -27,9 +38,9 @@ NAMES = [f"{colour} {shape}" for colour in ("red", "blue", "yellow") for shape i
 
 
 def siglip(folder: Path, *, hidden_act: str = "gelu_pytorch_tanh", **text: object) -> Path:
-    """A folder as SigLIP is published, of random weights that are not small."""
+    """A folder as SigLIP is published, of random weights that are not small; with its own tokenizer, if it has one."""
     torch.manual_seed(1)
-    tokenizer = load_tokenizer("blocks:tokenizer")
+    tokenizer = load_tokenizer(folder if folder.exists() else "blocks:tokenizer")
     words = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
     ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = SiglipConfig(
@@ -139,3 +150,21 @@ def test_what_cannot_be_continued_is_refused(tmp_path: Path) -> None:
     (whole / "model.safetensors").rename(whole / "pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match=r"no model\.safetensors"):
         load_start(whole, CONFIG)
+
+
+def test_siglips_own_tokenizer_is_read_and_kept(tmp_path: Path) -> None:
+    """SigLIP is published with a sentencepiece model."""
+    model = io.BytesIO()
+    sentences = iter(["a red sphere left of a blue cube", "a photo of a yellow ring on the floor"] * 50)
+    SentencePieceTrainer.train(
+        sentence_iterator=sentences, model_writer=model, vocab_size=60, hard_vocab_limit=False, pad_id=-1, bos_id=-1, unk_id=2, eos_id=1,
+        minloglevel=2,
+    )  # fmt: skip
+    (tmp_path / "spiece.model").write_bytes(model.getvalue())
+    SiglipTokenizer(str(tmp_path / "spiece.model")).save_pretrained(tmp_path / "siglip")
+    tokenizer = load_tokenizer(siglip(tmp_path / "siglip", vocab_size=len(load_tokenizer(tmp_path / "siglip"))))
+    start, kept = load_start(tmp_path / "siglip", CONFIG)
+    again, words = load_model(save_model(start, kept, tmp_path / "model"))
+    ids = token_ids(words, ["A Red sphere!"])
+    assert torch.equal(ids, token_ids(tokenizer, ["a red sphere"]))  # as SigLIP reads: no capitals, no punctuation
+    assert torch.equal(start.encode_text(ids), again.encode_text(ids))
