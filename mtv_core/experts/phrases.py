@@ -103,7 +103,8 @@ def _kinds(words: list[str]) -> list[str]:
     """Of each word: A adjective, N noun, | neither."""
     if not words:
         return []
-    tags = tagger()(words)
+    # Of a long word its end, which decides its tag: it is in no phrase, and the time a word takes grows with the square of its length.
+    tags = tagger()([word[-MAX_LETTERS:] for word in words])
     kinds: list[str] = []
     for i, (word, tag) in enumerate(zip(words, tags, strict=True)):
         before, lower = kinds[-1] if kinds else "|", word.lower()

@@ -121,6 +121,23 @@ def test_captions_a_second() -> None:
     assert 10 * len(captions) / (time.process_time() - began) > 1000  # about 4000 on a busy machine; words alone 1400 the first time
 
 
+@pytest.mark.parametrize("word", ["x", "赤い猫がテーブルの上に座っている", "แมวสแดงนงอย", "ab-"])
+def test_a_word_of_any_length_takes_no_longer_than_words(word: str) -> None:
+    def seconds(caption: str) -> float:
+        began = time.process_time()
+        extract(caption)
+        return time.process_time() - began
+
+    long_word, words = (word * 4096)[:4096], ("a red cube beside the large brown dog, and " * 100)[:4096]
+    extract(words)  # the tagger is loaded and knows the words
+    assert seconds(long_word) < 5 * min(seconds(words) for _ in range(3))  # a tenth to twice; with the word as it is 5000 times
+
+
+def test_a_long_word_changes_nothing_of_its_neighbours() -> None:
+    for long_word in ("d41d8cd98f00b204e9800998ecf8427e", "black-and-white-checkered-tablecloths"):
+        assert extract(f"a red dog with {long_word} near the big house") == ["red dog", "big house"]
+
+
 @given(st.text(max_size=300))
 def test_any_text_gives_clean_phrases(text: str) -> None:
     phrases = extract(text)
