@@ -19,7 +19,10 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 class ExpertConfig(BaseModel, frozen=True, extra="forbid"):
     """What all experts have in common. Path and device do not change labels, so they are not in the revision."""
 
-    model: str = Field(description="hub id (owner/name), folder with safetensors and processor files, or 'blocks:NAME' for an embedded one")
+    model: str = Field(
+        description="hub id (owner/name), folder with safetensors and processor files, one of a registry ('models:/NAME@ALIAS'), or "
+        "an embedded one ('blocks:NAME')"
+    )
     revision: str = Field(
         "main", description="hub only: commit (40 hex) or branch to track; a branch is resolved to its commit through the network"
     )
@@ -40,7 +43,8 @@ class DepthExpertConfig(ExpertConfig, frozen=True, extra="forbid"):
 
     model: str = Field(
         "depth-anything/Depth-Anything-V2-Small-hf",
-        description="hub id, folder, or 'blocks:depth-r1', 'blocks:depth-r2'; Small is Apache-2.0, Base and Large are CC-BY-NC",
+        description="hub id, folder, 'models:/NAME@ALIAS' of a registry, or 'blocks:depth-r1', 'blocks:depth-r2'; Small is Apache-2.0, "
+        "Base and Large are CC-BY-NC",
     )
     depth_size: int = Field(
         256, ge=16, le=4096, description="longer side of the stored map, px: the objective compares patches, not pixels"
@@ -58,7 +62,8 @@ class DetectionExpertConfig(ExpertConfig, frozen=True, extra="forbid"):
 
     model: str = Field(
         "google/owlv2-base-patch16-ensemble",
-        description="hub id, folder, or 'blocks:detection-r1', 'blocks:detection-r2'; an OWLv2 or a Grounding DINO",
+        description="hub id, folder, 'models:/NAME@ALIAS' of a registry, or 'blocks:detection-r1', 'blocks:detection-r2'; an OWLv2 or a "
+        "Grounding DINO",
     )
     vocabulary: tuple[str, ...] | None = Field(
         None, description="phrases looked for in every picture; None: the noun phrases of its own caption"
@@ -101,8 +106,10 @@ class DetectionExpertConfig(ExpertConfig, frozen=True, extra="forbid"):
     @classmethod
     def _prompt(cls, prompt: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
         prompts = () if prompt is None else (prompt,) if isinstance(prompt, str) else prompt
-        if prompt == () or any(one.count("{}") != 1 for one in prompts):
-            raise ValueError(f"prompt must hold '{{}}' once, where the phrase goes: '{_PROMPT}'; so must each of several")
+        if prompt == () or any(one.count("{}") != 1 or one.count("{") + one.count("}") != 2 for one in prompts):
+            raise ValueError(
+                f"prompt must hold '{{}}' once, where the phrase goes, and no other brace: '{_PROMPT}'; so must each of several"
+            )
         return prompts[0] if len(prompts) == 1 else prompt  # one in a list is that one
 
     @field_validator("filters")
@@ -118,6 +125,8 @@ class DetectionExpertConfig(ExpertConfig, frozen=True, extra="forbid"):
     def _column(cls, column: str | None) -> str | None:
         if column is not None and (not column or column.startswith(".") or column.endswith(".")):
             raise ValueError("phrases_column must be the name of a column of the table, or 'meta.KEY' for a key of the samples' own JSON")
+        if column == phrase_column.META:
+            raise ValueError("phrases_column 'meta' is all of a sample's own JSON; name a key: meta.KEY")
         return column
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ _HASHED = re.compile(
     r"|added_tokens\.json|vocab\.(json|txt)|merges\.txt|.*\.model)"
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_keeping = threading.Lock()  # one copy at a time in a process: what bears its id is a leftover
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -104,11 +106,16 @@ def keep(source: Source, folder: Path) -> str:
     """
     if source.digest is None:
         return source.location
-    kept = folder / source.digest
+    with _keeping:
+        return _keep(source, folder / source.digest)
+
+
+def _keep(source: Source, kept: Path) -> str:
+    folder = kept.parent
     if kept.is_dir():
         return str(kept)
     _sweep(folder)
-    partial = folder / f".{source.digest}.{os.uname().nodename}.{os.getpid()}.partial"
+    partial = folder / f".{kept.name}.{os.uname().nodename}.{os.getpid()}.partial"
     partial.mkdir(parents=True)
     try:
         origin = Path(source.location)
@@ -130,10 +137,14 @@ def keep(source: Source, folder: Path) -> str:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what killed copies of this host left."""
+    """Remove what killed copies of this host left; also one of an earlier process with this one's id, as in a container started again."""
     for partial in folder.glob(f".*.{os.uname().nodename}.*.partial"):
+        process = int(partial.name.split(".")[-2])
+        if process == os.getpid():
+            shutil.rmtree(partial, ignore_errors=True)
+            continue
         try:
-            os.kill(int(partial.name.split(".")[-2]), 0)
+            os.kill(process, 0)
         except ProcessLookupError:
             shutil.rmtree(partial, ignore_errors=True)
         except PermissionError:  # it lives, and is somebody else's

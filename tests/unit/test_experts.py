@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,19 @@ def test_a_card_that_cannot_be_read_today_is_asked_for_again_tomorrow(monkeypatc
     assert licenses._hub_card.cache_info().currsize == 0
 
 
+@pytest.mark.parametrize(
+    "prompt", ["a photo", "", "{} {}", "a {} in {place}", "{0} a {}", "a {} {", "a {} }}", "a {{}} b", "{!r} {}", ["a {}", "{}{"]]
+)
+def test_a_prompt_has_one_place_and_no_other_brace(prompt: object) -> None:
+    with pytest.raises(ValueError, match=r"prompt must hold '\{\}' once, where the phrase goes, and no other brace"):
+        detection(prompt=prompt)
+
+
+def test_all_of_a_samples_own_json_names_no_phrases() -> None:
+    with pytest.raises(ValueError, match=r"name a key: meta\.KEY"):
+        detection(phrases_column="meta")
+
+
 @pytest.mark.parametrize("fields", [{"vocabulary": []}, {"vocabulary": ["dog", " "]}, {"prompt": "a photo"}, {"treshold": 0.1}])
 def test_wrong_settings_are_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"vocabulary|prompt|treshold"):
@@ -258,3 +272,12 @@ def test_what_a_killed_copy_left_is_removed(folder: Path, tmp_path: Path) -> Non
     source.keep(source.resolve(depth(folder)), tmp_path / "experts")
     assert not left.exists()
     assert other.exists()  # somebody is at it
+
+
+def test_a_copy_that_an_earlier_process_of_the_same_id_left_does_not_stop_the_next(folder: Path, tmp_path: Path) -> None:
+    weights = source.resolve(depth(folder))
+    left = tmp_path / "experts" / f".{weights.digest}.{os.uname().nodename}.{os.getpid()}.partial"
+    left.mkdir(parents=True)
+    with ThreadPoolExecutor(4) as threads:
+        kept = set(threads.map(lambda _: source.keep(weights, tmp_path / "experts"), range(4)))
+    assert [str(path) for path in (tmp_path / "experts").iterdir()] == [*kept]
