@@ -91,8 +91,12 @@ class DepthExpert:
                 pixels_BCHW = self.processor(images=images, return_tensors="pt", **options)["pixel_values"]
             with base.launching(self.device):
                 predicted_BHW = self.model(pixel_values=pixels_BCHW.to(self.device, self.dtype)).predicted_depth.float()
-        if not predicted_BHW.isfinite().flatten(1).any(dim=1).all():
-            raise ValueError("the depth model gave no finite number for a picture; a wider dtype (float32, bfloat16) may help")
+        known_BHW = predicted_BHW.isfinite()
+        if self.inverted:
+            known_BHW &= predicted_BHW > 0
+        if not known_BHW.flatten(1).any(dim=1).all():
+            wanted, also = ("positive", ", or predicts: disparity if larger is nearer") if self.inverted else ("finite", "")
+            raise ValueError(f"the depth model gave no {wanted} number for a picture; a wider dtype (float32, bfloat16) may help{also}")
         if self.inverted:
             predicted_BHW = torch.where(predicted_BHW > 0, 1.0 / predicted_BHW, torch.nan)
         return predicted_BHW.cpu()

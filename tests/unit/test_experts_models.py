@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -235,6 +237,16 @@ def test_depth_models_that_predict_metres_are_inverted() -> None:
         known = np.isfinite(inverse)
         np.testing.assert_allclose(inverse[known], 1 / disparity[known], rtol=1e-4)
         assert (disparity[~known] <= 0).all()
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.inf, math.nan])
+def test_metres_that_are_nowhere_positive_are_an_error_not_an_empty_map(
+    value: float, depth_anything: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expert = depth_expert(depth_anything, predicts="depth")
+    monkeypatch.setattr(expert, "model", lambda pixel_values: SimpleNamespace(predicted_depth=torch.full_like(pixel_values[:, 0], value)))
+    with pytest.raises(ValueError, match=r"no positive number .* or predicts: disparity"):
+        expert(images(samples(1)), [""])
 
 
 # Both
