@@ -28,7 +28,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mtv_core.data.schema import LABELS
+from mtv_core.experts.answer import check
 from mtv_core.experts.base import Expert
+from mtv_core.experts.phrase_column import BadPhrases
 from mtv_core.labelling_failures import BatchSize, ExpertUnavailableError, Failure, Kind, kind_of, sick
 from mtv_core.report import RejectClass
 
@@ -51,7 +53,7 @@ class _Chunk:
     """Rows of one batch."""
 
     rows: pa.RecordBatch
-    phrases: list[list[str]] | None
+    phrases: Sequence[Sequence[str] | BadPhrases] | None
     done: Future[Labelled] = field(default_factory=Future)
     decoded: Future[dict[int, Image.Image | Failure]] | None = None
 
@@ -161,8 +163,11 @@ class Engine:
 
     def _label(self, chunk: _Chunk) -> Labelled:
         decoded = _decode_all(chunk.rows) if chunk.decoded is None else chunk.decoded.result()
-        images = {i: image for i, image in decoded.items() if isinstance(image, Image.Image)}
+        named = chunk.phrases or ()
+        asked = [() if isinstance(one, BadPhrases) else one for one in named]
         failures = {i: failure for i, failure in decoded.items() if isinstance(failure, Failure)}
+        failures |= {i: Failure("BadPhrases", one.message, RejectClass.DATA) for i, one in enumerate(named) if isinstance(one, BadPhrases)}
+        images = {i: image for i, image in decoded.items() if isinstance(image, Image.Image) and i not in failures}
         captions = chunk.rows.column("caption").to_pylist()
         counts: Counter[str] = Counter()
         schema = LABELS[self._expert.name]
@@ -175,7 +180,7 @@ class Engine:
             if len(positions) > self._size.now:  # memory ran out elsewhere since the chunk was cut
                 waiting += _halves(positions)
                 continue
-            phrases = None if chunk.phrases is None else [chunk.phrases[i] for i in positions]
+            phrases = None if chunk.phrases is None else [asked[i] for i in positions]
             outcome = self._ask([images[i] for i in positions], [captions[i] for i in positions], phrases)
             if outcome is None:
                 waiting += _halves(positions)
@@ -199,7 +204,7 @@ class Engine:
         for wait in (None,) if self._outage else (*RETRY_SECONDS, None):
             try:
                 batch = self._expert(images, captions, phrases)
-                assert batch.num_rows == len(images), f"{batch.num_rows} labels of {len(images)} pictures"
+                check(self._expert.name, batch, images, phrases)
             except Exception as error:
                 kind = kind_of(error)
                 if kind is Kind.MACHINE:

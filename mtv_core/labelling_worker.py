@@ -67,8 +67,9 @@ def loaded(name: str, config: ExpertConfig, revision: str) -> Expert:
         expert = experts.load(name, config)
     except FileNotFoundError as error:
         raise ExpertUnavailableError(
-            f"{error}. Labels of revision {revision} need these weights on every worker: restore them, or set label.accept: immediate to "
-            "label with the configured ones"
+            f"{error}. Labels of revision {revision} need these weights on every worker. If they are those of label.{name}.model, complete "
+            "them or name others; if they are those the table accepted, restore them, or set label.accept: immediate to label with the "
+            "configured ones"
         ) from None
     except ValueError as error:
         raise ExpertUnavailableError(str(error)) from None

@@ -72,6 +72,9 @@ REASONS: dict[str, Reason] = {
         SHARD, "reading the shard killed worker after worker", "raise compute.memory_limit or lower ingest.max_pixels, and run again"
     ),
     "UnreadableImage": Reason(LABEL, "an expert cannot read the stored image", "read the message; report it if the image is whole"),
+    "BadPhrases": Reason(
+        LABEL, "label.detection.phrases_column holds no phrases for the row, but a number or an object", "fix the value, or leave it"
+    ),
     "UnknownUid": Reason(
         LABEL, "imported labels of a uid that the table does not have", "nothing, or import them into the right table", False
     ),

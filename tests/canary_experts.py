@@ -12,11 +12,11 @@ from label_tables import QuickExpert
 from PIL import Image
 
 from mtv_core import experts, labelling_worker
-from mtv_core.data.depth import encode
+from mtv_core.data.depth import encode, stored_size
 
-SIDE = 12  # px of a map
+SIDE = 12  # px of a map, the longer one
 BROKEN_DEPTH = ("constant", "missing", "noise", "inverted", "ramp", "fails")
-BROKEN_BOXES = ("filling", "not finite", "nothing", "elsewhere", "many", "fails")
+BROKEN_BOXES = ("filling", "empty", "nothing", "elsewhere", "many", "fails")
 
 
 class SeeingExpert(QuickExpert):
@@ -35,14 +35,14 @@ class SeeingExpert(QuickExpert):
         return self.depth(image, broken, chance) if self.name == "depth" else self.boxes(digest, broken, chance)
 
     def depth(self, image: Image.Image, broken: str | None, chance: np.random.Generator) -> dict[str, object]:
-        seen = np.asarray(image.convert("L").resize((SIDE, SIDE)), np.float32) / 255 + 0.3
+        seen = np.asarray(image.convert("L").resize(stored_size(*image.size, SIDE)), np.float32) / 255 + 0.3
         maps = {
             None: seen + chance.normal(0, 0.02, seen.shape),
             "constant": np.full_like(seen, 0.5),
             "missing": np.full_like(seen, np.nan),
             "noise": chance.random(seen.shape),
             "inverted": -seen,
-            "ramp": np.linspace(0.3, 1, SIDE)[:, None] * np.ones_like(seen),
+            "ramp": np.linspace(0.3, 1, len(seen))[:, None] * np.ones_like(seen),
         }
         return {"depth": encode(maps[broken].astype(np.float32))}
 
@@ -53,8 +53,8 @@ class SeeingExpert(QuickExpert):
         phrases, scores = ["one", "two", "two"], [0.9, 0.6, 0.4]
         if broken == "filling":
             boxes[:] = [0, 0, 1, 1]
-        elif broken == "not finite":
-            boxes[:] = np.nan
+        elif broken == "empty":
+            boxes[:, 2:] = boxes[:, :2]
         elif broken == "elsewhere":
             corner = chance.uniform(0, 0.6, (3, 2))
             boxes = np.concatenate([corner, corner + 0.3], 1)

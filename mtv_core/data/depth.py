@@ -10,6 +10,7 @@ blosc2 chunk of `u16` codes [H, W]. Codes 0 … 4094 divide the range evenly; 40
 
 from __future__ import annotations
 
+import math
 import struct
 
 import blosc2
@@ -56,21 +57,12 @@ def decode(data: bytes | memoryview) -> NDArray[np.float32]:
     Raises:
         ValueError: the bytes are not a depth label.
     """
-    view = memoryview(data)
-    if len(view) < HEADER.size or view[0] != FORMAT:
-        raise ValueError(
-            "these bytes are not a depth label of a format this version reads; relabel, or read them with the version that wrote them"
-        )
-    _, missing, height, width, lowest, highest = HEADER.unpack_from(view)
+    missing, height, width, lowest, highest, chunk = _opened(data)
     codes = np.empty((height, width), np.uint16)
-    chunk = bytes(view[HEADER.size :])
     try:
-        # decompress2 fills a destination that is too large only in part, and says nothing.
-        if blosc2.get_cbuffer_sizes(chunk)[0] != codes.nbytes:
-            raise ValueError("the sizes of header and chunk differ")
         blosc2.decompress2(chunk, dst=codes)
     except (RuntimeError, ValueError, TypeError) as error:
-        raise ValueError(f"a depth label of {width}×{height} is damaged: {error}") from error
+        raise _damaged(width, height, error) from error
     # Scaled in place, not looked up in a table, which takes three times as long.
     depth = codes.astype(np.float32)
     depth *= np.float32((highest - lowest) / LEVELS)
@@ -78,6 +70,36 @@ def decode(data: bytes | memoryview) -> NDArray[np.float32]:
     if missing:
         depth[codes == INVALID] = np.nan
     return depth
+
+
+def size_of(data: bytes | memoryview) -> tuple[int, int]:
+    """Width and height of a stored map, from its header: that its codes decode is not looked at. Raises as `decode`."""
+    _, height, width, lowest, highest, _ = _opened(data)
+    if not math.isfinite(lowest) or not math.isfinite(highest) or lowest > highest:
+        raise _damaged(width, height, f"its range is {lowest} … {highest}")
+    return width, height
+
+
+def _opened(data: bytes | memoryview) -> tuple[bool, int, int, float, float, bytes]:
+    """What the header says, and the chunk, which is of as many codes."""
+    view = memoryview(data)
+    if len(view) < HEADER.size or view[0] != FORMAT:
+        raise ValueError(
+            "these bytes are not a depth label of a format this version reads; relabel, or read them with the version that wrote them"
+        )
+    _, missing, height, width, lowest, highest = HEADER.unpack_from(view)
+    chunk = bytes(view[HEADER.size :])
+    try:
+        # decompress2 fills a destination that is too large only in part, and says nothing.
+        if tuple(blosc2.get_cbuffer_sizes(chunk)[:2]) != (2 * height * width, len(chunk)):
+            raise ValueError("the sizes of header and chunk differ")
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise _damaged(width, height, error) from error
+    return bool(missing), height, width, lowest, highest, chunk
+
+
+def _damaged(width: int, height: int, why: object) -> ValueError:
+    return ValueError(f"a depth label of {width}×{height} is damaged: {why}")
 
 
 def stored_size(width: int, height: int, limit: int) -> tuple[int, int]:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
+from mtv_core.experts.phrase_column import BadPhrases
 from mtv_core.experts.source import Source
 
 _launching = threading.Lock()
@@ -41,12 +42,17 @@ class Expert(Protocol):
         phrases: the user's own for each picture (what `phrases_in` gives of the rows' extra columns), None where he names none;
         without any (None) the expert takes what it is configured to.
 
-        Raises whatever the model raises; the caller finds out which picture it was.
+        Raises whatever the model raises; the caller finds out which picture it was. An answer that can be no label (`answer.check`) is
+        taken as if it had been raised.
         """
         ...
 
-    def phrases_in(self, rows: pa.RecordBatch) -> list[list[str]] | None:
-        """The user's own phrases in rows that have the extra columns; None if the expert takes none."""
+    def phrases_in(self, rows: pa.RecordBatch) -> Sequence[Sequence[str] | BadPhrases] | None:
+        """The user's own phrases in rows that have the extra columns, or why a row has none; None if the expert takes none.
+
+        Raises:
+            ValueError: a column is missing or of the wrong type, so no row will do better.
+        """
         ...
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from mtv_core.data.schema import LABELS
 from mtv_core.experts import base, detectors, phrase_column, source
 from mtv_core.experts.config import DetectionExpertConfig
+from mtv_core.experts.phrase_column import BadPhrases
 from mtv_core.experts.phrases import extract
 from mtv_core.experts.selection import NOTHING, Detections, select
 
@@ -64,7 +65,7 @@ class DetectionExpert:
         found = self.predict(images, wanted)
         return _batch(found)
 
-    def phrases_in(self, rows: pa.RecordBatch) -> list[list[str]] | None:
+    def phrases_in(self, rows: pa.RecordBatch) -> list[list[str] | BadPhrases] | None:
         """What the user's column asks for in each row, cleaned, each phrase once. Raises as `phrase_column.read`."""
         return None if self.config.phrases_column is None else phrase_column.read(rows, self.config.phrases_column)
 

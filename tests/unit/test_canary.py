@@ -100,7 +100,7 @@ def test_broken_boxes_do_not_pass(broken: str, table: Table, monkeypatch: pytest
     assert not found.passed
     telling = {
         "filling": "detection.max_filling",
-        "not finite": "detection.max_broken",
+        "empty": "detection.max_broken",
         "nothing": "detection.max_none",
         "elsewhere": "detection.min_found",
         "many": "detection.max_ratio",
@@ -109,9 +109,7 @@ def test_broken_boxes_do_not_pass(broken: str, table: Table, monkeypatch: pytest
     assert telling[broken] in [check.name for check in found.failed]
 
 
-@pytest.mark.parametrize(
-    ("name", "broken"), [("depth", "constant"), ("depth", "fails"), ("detection", "not finite"), ("detection", "fails")]
-)
+@pytest.mark.parametrize(("name", "broken"), [("depth", "constant"), ("depth", "fails"), ("detection", "empty"), ("detection", "fails")])
 def test_an_expert_that_is_broken_on_some_pictures_does_not_pass(
     name: str, broken: str, table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,7 +117,7 @@ def test_an_expert_that_is_broken_on_some_pictures_does_not_pass(
     found = one(table, name)
     share = np.mean([int(hashlib.sha256(_pixels(row)).digest()[0] % 6 == 0) for row in _images(table)])
     assert 0.03 < share < 0.5
-    figure = {"constant": "constant_new", "fails": "failed", "not finite": "broken"}[broken]
+    figure = {"constant": "constant_new", "fails": "failed", "empty": "broken"}[broken]
     assert found.figures[figure] == pytest.approx(share)
     assert not found.passed
 
@@ -374,7 +372,7 @@ def test_the_page_has_everything_fetches_nothing_and_escapes_the_data(table: Tab
         assert Path(found.pictures[0]).name == "changed-01.jpg"
 
 
-@pytest.mark.parametrize("broken", ["fails", "not finite", "nothing"])
+@pytest.mark.parametrize("broken", ["fails", "empty", "nothing"])
 def test_a_page_is_made_of_whatever_an_expert_says(broken: str, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     seeing_experts(monkeypatch, broken)
     found = one(table, "detection")

@@ -24,6 +24,7 @@ from mtv_core.experts.detection import DetectionExpert
 from mtv_core.experts.detectors.base import Candidates
 from mtv_core.experts.detectors.owlv2 import Owlv2Detector
 from mtv_core.experts.embeddings import PhraseEmbeddings
+from mtv_core.experts.phrase_column import BadPhrases
 from mtv_core.experts.selection import Detections, select
 
 Box = tuple[list[float], float, int]  # xyxy normalised, score, phrase
@@ -243,8 +244,19 @@ def test_a_list_column_and_a_key_of_the_samples_own_json() -> None:
 def test_a_wrong_column_is_answered_with_what_there_is() -> None:
     with pytest.raises(ValueError, match=r"no column 'tags' for label.detection.phrases_column; it has uid, width"):
         phrase_column.read(rows(uid=pa.array(["a"]), width=pa.array([1])), "tags")
-    with pytest.raises(ValueError, match=r"'width' holds '1'; phrases are a list of texts, or one text"):
-        phrase_column.read(rows(width=pa.array([1])), "width")
+    for wrong in (pa.array([1]), pa.array([[1]]), pa.array([], pa.list_(pa.struct([("text", pa.string())])))):
+        with pytest.raises(ValueError, match=r"'width' for .* is of type .*; phrases are a list of texts, or one text"):
+            phrase_column.read(rows(width=wrong), "width")
+
+
+def test_a_value_that_names_no_phrases_is_its_own_rows_fault() -> None:
+    meta = ['{"tags": 5}', '{"tags": ["dog", 3]}', '{"tags": "dog"}', '{"tags": ["\\ud800"]}', '{"tags": {"a": 1}}', "[" * 100_000]
+    found = phrase_column.read(rows(meta=pa.array(meta, pa.string())), "meta.tags")
+    said = [one.message if isinstance(one, BadPhrases) else one for one in found]
+    assert said[2] == ["dog"]
+    assert said[5] == []
+    for message, value in zip([said[0], said[1], said[3], said[4]], ["5;", "['dog', 3];", r"['\ud800'],", "{'a': 1};"], strict=True):
+        assert f"'meta.tags' holds {value}" in message
 
 
 def test_phrases_of_a_column_are_what_is_asked() -> None:

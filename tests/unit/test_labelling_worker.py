@@ -21,6 +21,7 @@ from PIL import Image
 
 from mtv_core import experts, labelling, labelling_engine, labelling_worker
 from mtv_core.executor import SerialExecutor
+from mtv_core.experts.config import DetectionExpertConfig
 from mtv_core.labelling import LabellingIncompleteError
 from mtv_core.labelling_config import LabelConfig
 from mtv_core.labelling_engine import Engine
@@ -222,6 +223,75 @@ def test_a_column_of_phrases_that_cannot_be_read_stops_the_run(tmp_path: Path, u
         run(table)
     assert not rejects(table)
     assert not label_files(table)
+
+
+@pytest.mark.parametrize("value", ["5", '["dog", 3]'])
+def test_a_row_whose_column_names_no_phrases_is_refused_alone(tmp_path: Path, value: str) -> None:
+    table, given_rows = Table.create_or_open(str(tmp_path / "t")), sample_rows(12)
+    meta = [f'{{"tags": {value if i == 5 else ["red cube"]}}}'.replace("'", '"') for i in range(12)]
+    index = given_rows.schema.get_field_index("meta")
+    table.append(given_rows.set_column(index, given_rows.schema.field("meta"), pa.array(meta, pa.string())), 6)
+    labelling_worker.loaded.cache_clear()
+    detection = DetectionExpertConfig(model="blocks:detection-r2", phrases_column="meta.tags")
+    result = run(table, config().model_copy(update={"depth": None, "detection": detection}))
+    assert (result.report.rows_out, result.report.rows_rejected) == (11, 1)
+    [reject] = rejects(table)
+    assert (reject["key"], reject["error"], reject["reject_class"]) == ("00005", "BadPhrases", "data")
+    assert value.replace('"', "'") in str(reject["message"])
+    stored = columns(table)
+    assert [key for key, boxes in zip(stored["key"], stored["boxes"], strict=True) if boxes is None] == ["00005"]
+    assert None not in stored["detection_rev"]
+
+
+# What an expert answers
+
+
+class Answering(Fake):
+    """Changes its answer about some pictures."""
+
+    def __init__(self, change: Callable[[dict[str, Any]], dict[str, Any]], about: set[str] | None = None) -> None:
+        super().__init__()
+        self.change, self.about = change, about
+
+    def __call__(self, images: Sequence[Image.Image], captions: Sequence[str], phrases: Any = None) -> pa.RecordBatch:
+        answer = super().__call__(images, captions, phrases).to_pylist()
+        wrong = [self.about is None or caption in self.about for caption in captions]
+        some = [self.change(row) if odd else row for row, odd in zip(answer, wrong, strict=True)]
+        return pa.RecordBatch.from_pylist(some)
+
+
+def test_an_answer_that_is_no_label_is_refused_with_its_picture_alone(tmp_path: Path, use: Callable[[QuickExpert], None]) -> None:
+    table = make_table(tmp_path / "t", count=12, rows_per_fragment=12)
+    odd = columns(table)["caption"][7]
+    use(Answering(lambda _: {"depth": None}, {str(odd)}))
+    assert run(table).report.rows_out == 11
+    [reject] = rejects(table)
+    assert (reject["error"], reject["reject_class"]) == ("BadAnswerError", "bug")
+    assert [row for row, depth in enumerate(columns(table)["depth"]) if depth is None] == [7]
+
+
+@pytest.mark.parametrize("change", [lambda _: {"depth": None}, lambda _: {"depth": b"odd"}, lambda row: {"depths": row["depth"]}])
+def test_an_expert_whose_answers_are_no_labels_is_given_up(
+    change: Callable[[dict[str, Any]], dict[str, Any]], tmp_path: Path, use: Callable[[QuickExpert], None]
+) -> None:
+    use(Answering(change))
+    table = make_table(tmp_path / "t")
+    with pytest.raises(ValueError, match="cannot be used: it fails on 8 of the first 8 pictures of fragment 0: BadAnswerError: "):
+        run(table)
+    assert columns(table)["depth_rev"].count(None) == 24
+
+
+def test_weights_that_cannot_be_loaded_are_answered_for_both_that_they_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object) -> None:
+        raise FileNotFoundError("the folder lacks a file")
+
+    monkeypatch.setattr(experts, "load", load)
+    depth = ONLY_DEPTH.depth
+    assert depth is not None
+    labelling_worker.loaded.cache_clear()
+    with pytest.raises(ExpertUnavailableError) as caught:
+        labelling_worker.loaded("depth", depth, "0" * 16)
+    assert "If they are those of label.depth.model, complete them or name others; if they are those the table accepted" in str(caught.value)
 
 
 # Kinds of errors
