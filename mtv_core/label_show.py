@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mtv_core.data.depth import decode
+from mtv_core.data.schema import LABELS
 from mtv_core.label_report import groups_of, sheet
 from mtv_core.label_report_pages import rows_page
 from mtv_core.label_report_rows import CHANGE, Row, Shown, experts_of, find
@@ -24,10 +25,11 @@ def named(view: View, uids: Sequence[str], experts: Sequence[str] | None = None)
     """Rows by uid, or by the beginning of one.
 
     Raises:
-        ValueError: as `find`.
+        ValueError: as `find`; or the version has no labels.
     """
+    there = _labelled(view, experts)
     count = f"{len(uids)} row{'' if len(uids) == 1 else 's'}"
-    return Shown("rows", "Rows", f"{count} of version {view.version}", view, tuple(experts_of(view, experts)), find(view, uids))
+    return Shown("rows", "Rows", f"{count} of version {view.version}", view, tuple(there), find(view, uids))
 
 
 def choose(
@@ -46,18 +48,24 @@ def choose(
     Raises:
         ValueError: the version has no labels that the slice is made of, or there is nothing to compare with.
     """
-    there = experts_of(view, experts)
+    there = _labelled(view, experts)
     if name in _DETECTED and "scores" not in view.schema.names:
         raise ValueError(f"version {view.version} of the table has no detection labels, which the slice {name} is made of; run `mtv label`")
     if name != CHANGE:
         overview = scan(view, count, count if name == "random" else 0)
         return [one for one in groups_of(view, there, overview, {}) if one.name == name]
-    if not there:
-        raise ValueError(f"version {view.version} of the table has no labels of {' and '.join(experts or ['any expert'])}; run `mtv label`")
     previous = _previous(table, view, there, before)
     overview = scan(view, 0, SAMPLE)
     found = groups_of(view, there, overview, changes(view, previous, overview.uids, overview.sample, there, count))
     return [one for one in found if one.name.startswith(CHANGE)]
+
+
+def _labelled(view: View, experts: Sequence[str] | None) -> list[str]:
+    """The experts, of those that are wanted, whose labels a version has."""
+    there = experts_of(view, experts)
+    if not there:
+        raise ValueError(f"version {view.version} of the table has no {' or '.join(experts or LABELS)} labels; run `mtv label`")
+    return there
 
 
 def _previous(table: Table, view: View, experts: Sequence[str], before: int | None) -> View:

@@ -109,6 +109,17 @@ def test_the_tag_before_is_found(tmp_path: Path) -> None:
     assert group["rows"][0]["before"]["depth_rev"] == OLD
 
 
+def test_a_table_without_labels(tmp_path: Path) -> None:
+    table = make_table(tmp_path, 6, 3)
+    for arguments in ((), ("--html", tmp_path / "out"), (uids_of(table)[0],)):
+        result = call(table, *arguments)
+        assert result.exit_code == 1
+        assert "has no depth or detection labels; run `mtv label`" in str(result.exception)
+    write_labels(table, "depth", random_labels(uids_of(table), 1)[0], OLD)
+    assert "has no detection labels; run `mtv label`" in str(call(table, "--expert", "detection").exception)
+    assert call(table).exit_code == 0
+
+
 def test_a_version_is_shown_as_it_was(table: Table, tables: tuple[Table, int]) -> None:
     found = said(table, "--at", tables[1], "-n", 50)
     assert [row["uid"] for row in found["groups"][0]["rows"]] == [row["uid"] for row in rows_of(table, tables[1])]
@@ -147,9 +158,9 @@ def test_words_of_the_data_command_no_terminal(tmp_path: Path) -> None:
     assert said(table, "-n", 1)["groups"][0]["rows"][0]["caption"] == NASTY
 
 
-def test_a_table_without_labels(tmp_path: Path) -> None:
+def test_a_table_without_rows(tmp_path: Path) -> None:
     table = make_table(tmp_path, 3, 3)
-    assert len(said(table)["groups"][0]["rows"]) == 3
+    write_labels(table, "depth", random_labels(uids_of(table), 1)[0], NEW)
     table.dataset().delete("true")
     assert "no row is like that" in call(table).output
     accept(table, "depth", NEW)
