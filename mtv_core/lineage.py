@@ -40,7 +40,7 @@ class TrainedRun(BaseModel, frozen=True, extra="forbid"):
     tag: str | None
     version: int | None
     revisions: dict[str, str] = Field(description="expert → revision of the labels it learnt from")
-    superseded: list[Superseded]
+    superseded: list[Superseded] | None = Field(description="None: it cannot be told, since the table or what it accepts is not known")
     model: str | None = Field(None, description="folder of the weights")
     export: str | None = Field(None, description="folder of the exported model")
     registered: list[str] = Field(default_factory=list, description="versions of registered models, as MLflow has them")
@@ -94,6 +94,9 @@ def trace(
         table_uri: only runs on this table.
         storage_options: of the tables.
         problems: that were met before.
+
+    Raises:
+        FileNotFoundError: `table_uri` is no table, and no run names it.
     """
     found = Lineage(problems=list(problems))
     tables: dict[str, _Now | None] = {}
@@ -116,13 +119,17 @@ def trace(
                 tag=use.tag,
                 version=use.version,
                 revisions=revisions,
-                superseded=[] if now is None else _superseded(now, use, revisions),
+                superseded=None if now is None else _superseded(now, use, revisions),
                 model=use.model,
                 export=use.export,
                 registered=list(use.registered),
                 mlflow_run_id=use.mlflow_run_id,
                 mlflow_url=use.mlflow_url,
             )
+        )
+    if here is not None and here not in tables and not Table(here, storage_options).exists():
+        raise FileNotFoundError(
+            f"there is no table at {here}, and no run names it; `mtv runs` lists runs, `mtv lineage` those of any table"
         )
     return found
 
@@ -149,9 +156,9 @@ def _look(uri: str, storage_options: Mapping[str, str] | None, problems: list[st
     return _Now(accepted, {name: state.counts(name) for name in state.experts}, tagged)
 
 
-def _superseded(now: _Now, use: Use, revisions: Mapping[str, str]) -> list[Superseded]:
-    """Of a mixed tag, every revision that rows had."""
-    found = []
+def _superseded(now: _Now, use: Use, revisions: Mapping[str, str]) -> list[Superseded] | None:
+    """Of a mixed tag, every revision that rows had. None: none is known to be, and of some the table accepts no labels to compare with."""
+    found = list[Superseded]()
     for expert, revision in sorted(revisions.items()):
         counts = now.tagged.get(use.tag or "", {}).get(expert, {})
         tagged: dict[str, int | None] = {name: rows for name, rows in counts.items() if name and rows}
@@ -162,7 +169,7 @@ def _superseded(now: _Now, use: Use, revisions: Mapping[str, str]) -> list[Super
             for name, rows in used.items()
             if accepted is not None and name != accepted
         ]
-    return found
+    return found if found or revisions.keys() <= now.accepted.keys() else None
 
 
 # What runs used

@@ -11,7 +11,10 @@ from tasks import tracking
 
 
 def trace(expert: str | None = None, table: str | None = None, storage_options: Mapping[str, str] | None = None) -> Lineage:
-    """Which trained runs used superseded labels. MLflow adds runs whose folders are elsewhere, and registered models; it may be away."""
+    """Which trained runs used superseded labels. MLflow adds runs whose folders are elsewhere, and registered models; it may be away.
+
+    Raises as `mtv_core.lineage.trace`.
+    """
     uses, problems = lineage.from_folders()
     try:
         recorded = tracking.trainings()

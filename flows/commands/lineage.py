@@ -29,22 +29,27 @@ def lineage(
     outdated = [run for run in found.runs if run.superseded]
     for run in found.runs if everything else outdated:
         _say(run)
-    current = len(found.runs) - len(outdated)
-    out.print(f"{len(outdated)} of {len(found.runs)} trained runs used superseded labels" + (f", {current} did not" if current else ""))
+    unknown = sum(run.superseded is None for run in found.runs)
+    current = len(found.runs) - len(outdated) - unknown
+    said = [f"{len(outdated)} of {len(found.runs)} trained runs used superseded labels"]
+    said += [f"{current} did not"] if current else []
+    said += [f"of {unknown} it cannot be told"] if unknown else []
+    out.print(", ".join(said))
     for problem in found.problems:
         err.print(f"[yellow]warning:[/] {escape(problem)}")
 
 
 def _say(run: TrainedRun) -> None:
     out.print(f"[bold]{escape(run.run_id or f'MLflow run {run.mlflow_run_id}')}[/]  {run.status}  {escape(run.table)}  {run.tag or ''}")
-    for one in run.superseded:
+    for one in run.superseded or ():
         had = "its tag is gone" if one.rows is None else f"{one.rows} rows of its tag had it"
         left = f"{one.rows_left} rows have it still" if one.rows_left else "none has it any more"
         out.print(f"  {one.expert:<10} [yellow]{one.used}[/] is superseded by [green]{one.accepted}[/]: {had}, {left}")
-    superseded = {one.expert for one in run.superseded}
+    superseded = {one.expert for one in run.superseded or ()}
+    now = "is the accepted one" if run.superseded is not None else "may be superseded: what the table accepts is not known"
     for expert, revision in run.revisions.items():
         if expert not in superseded:
-            out.print(f"  {expert:<10} {revision} is the accepted one")
+            out.print(f"  {expert:<10} {revision} {now}")
     for name, value in (
         ("model", run.model),
         ("export", run.export),

@@ -131,8 +131,27 @@ def test_a_table_that_is_gone_is_a_problem_not_an_end(table: Table) -> None:
     train(table, 1, first)
     train(Table("/nowhere/at/all"), 2, first)
     found = lineage.trace(lineage.from_folders()[0])
-    assert len(found.runs) == 2
+    assert [run.superseded for run in found.runs] == [[], None], "unknown is neither"
+    text = CliRunner().invoke(app, ["lineage", "--all"]).output
+    assert "0 of 2 trained runs used superseded labels, 1 did not, of 1 it cannot be told" in text
+    assert f"{first.revisions['depth']} may be superseded" in text
+    runs = json.loads(CliRunner().invoke(app, ["lineage", "--json"]).stdout)["runs"]
+    assert [run["superseded"] for run in runs] == [[], None]
     assert ["/nowhere/at/all cannot be looked at" in problem for problem in found.problems] == [True]
+
+
+def test_a_table_that_nobody_knows_is_a_mistake(table: Table, tmp_path: Path) -> None:
+    train(Table(f"{tmp_path}/gone"), 1, label(table))
+    with pytest.raises(FileNotFoundError, match=f"there is no table at {tmp_path}/typo, and no run names it"):
+        stage.trace(table=f"{tmp_path}/typo")
+    assert len(stage.trace(table=f"{tmp_path}/gone").runs) == 1, "a run names it"
+    assert stage.trace(table=table.uri).runs == []
+    assert CliRunner().invoke(app, ["lineage", "-t", f"{tmp_path}/typo"]).exit_code == 1
+
+
+def test_labels_of_a_table_made_anew_cannot_be_told(table: Table, tmp_path: Path) -> None:
+    train(make_table(tmp_path / "anew"), 1, label(table))
+    assert [run.superseded for run in lineage.trace(lineage.from_folders()[0]).runs] == [None]
 
 
 def test_mlflow_knows_runs_of_other_machines_and_registered_models(table: Table, tmp_path: Path) -> None:
