@@ -22,6 +22,7 @@ from mtv_core.data.depth import decode
 from mtv_core.executor import duration
 
 if TYPE_CHECKING:
+    from mtv_core.canary_gate import GateCheck
     from mtv_core.canary_record import Canary
 
 _TILE, _GAP = 208, 6  # px
@@ -124,7 +125,7 @@ def html(canary: Canary, rows: Sequence[Row], pictures: Sequence[Picture], table
     """
     changed, chance = ([one for one in pictures if one.group == group] for group in ("changed", "chance"))
     sections = [
-        ("The gate", _checks(canary)),
+        ("The gate", checks_table(canary.checks)),
         ("Why rows have no new label", _failures(rows)),
         ("Figures", _figures(canary)),
         ("What accepting takes", _work(canary)),
@@ -153,16 +154,17 @@ def _verdict(canary: Canary) -> str:
     return f'<div class="verdict{"" if canary.passed else " failed"}"><p><b>{escape(said)}</b></p><p class="faint">{way}</p></div>'
 
 
-def _checks(canary: Canary) -> str:
+def checks_table(checks: Sequence[GateCheck]) -> str:
+    """The gate; what a check means stands below its name, so that the table fits into a narrow window."""
     rows = []
-    for one in canary.checks:
+    for one in checks:
         verdict = '<span class="passed">passed</span>' if one.passed else '<b class="failed">failed</b>'
         value = "–" if one.value is None else f"{one.value:.3g}"
         rows.append(
-            f'<tr><th><code>{escape(one.name)}</code></th><td class="number">{value}</td><td class="number">{one.sign} {one.limit:g}</td>'
-            f"<td>{verdict}</td><td><small>{escape(one.meaning)}</small></td></tr>"
+            f'<tr><th><code>{escape(one.name)}</code><br><small>{escape(one.meaning)}</small></th><td class="number">{value}</td>'
+            f'<td class="number">{one.sign} {one.limit:g}</td><td>{verdict}</td></tr>'
         )
-    head = '<tr><th>label.gate.</th><th class="number">measured</th><th class="number">limit</th><th></th><th></th></tr>'
+    head = '<tr><th>label.gate.</th><th class="number">measured</th><th class="number">limit</th><th></th></tr>'
     return f"<table><thead>{head}</thead>{''.join(rows)}</table>"
 
 

@@ -16,8 +16,8 @@ def number(value: float) -> str:
 
 
 def size(num_bytes: float) -> str:
-    """Bytes as people read them: 980 B, 12.3 KB, 4.5 GB."""
-    for unit in ("B", "KB", "MB", "GB", "TB"):
+    """Bytes as people read them: 980 B, 12.3 kB, 4.5 GB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
         if abs(num_bytes) < 1000:
             return f"{num_bytes:.3g} {unit}"
         num_bytes /= 1000

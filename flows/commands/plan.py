@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 from flows.commands.console import PresetOption, SetOption, SourcesOption, TableOption, out, resolve_options
+from mtv_core.charts import size
 from mtv_core.config import table_uri
 from mtv_core.executor import amount, duration
 
@@ -88,7 +89,7 @@ def said(work: Work) -> str:
     parts = [f"{_many(work.num_stale, 'row')} in {_many(work.num_fragments, 'fragment')}"]
     if work.seconds is None or work.bytes_to_write is None:
         return f"{parts[0]}; time and bytes unknown: no run has measured it yet"
-    parts += [f"about {duration(work.seconds)}", _bytes(work.bytes_to_write)]
+    parts += [f"about {duration(work.seconds)}", size(work.bytes_to_write)]
     if work.cost is not None:
         parts.append(f"cost {work.cost:.2f}" if work.cost >= 0.01 or not work.cost else "cost below 0.01")
     return ", ".join(parts)
@@ -96,10 +97,3 @@ def said(work: Work) -> str:
 
 def _many(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}".replace(",", " ")
-
-
-def _bytes(number: int) -> str:
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number / 1e3:.3g} kB"

@@ -393,7 +393,7 @@ class TestCharts:
 
     def test_words_for_numbers(self) -> None:
         assert [charts.number(n) for n in (0, 12, 1234567, 0.123456)] == ["0", "12", "1\u202f234\u202f567", "0.123"]
-        assert [charts.size(n) for n in (0, 999, 1234, 5.6e9, 7e15)] == ["0 B", "999 B", "1.23 KB", "5.6 GB", "7 PB"]
+        assert [charts.size(n) for n in (0, 999, 1234, 5.6e9, 7e15)] == ["0 B", "999 B", "1.23 kB", "5.6 GB", "7 PB"]
         assert [charts.share(n, 10_000) for n in (0, 1, 12, 994, 5000, 9950, 9999, 10_000)] == [
             "0 %", "< 0.1 %", "0.1 %", "9.9 %", "50 %", "99.5 %", "> 99.9 %", "100 %",
         ]  # fmt: skip
