@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from mtv_core import labelling
 from mtv_core.data.schema import REJECTS
 from mtv_core.executor import Executor, Progress, silent
+from mtv_core.label_import import IMPORTED
 from mtv_core.labelling import LabelResult
 from mtv_core.labelling_config import LabelConfig
 from mtv_core.store import locks
@@ -42,17 +43,20 @@ def retry(
         storage_options: of the table.
 
     Raises:
-        FileNotFoundError, ValueError, OSError: as `labelling.run`; or nothing was refused that is meant.
+        FileNotFoundError, ValueError, OSError: as `labelling.run`; or there are no such refusals, or they are of an import.
     """
     if stage not in config.experts():
         raise ValueError(f"there is no {stage} expert configured; set label.{stage}")
     table = Table.open(table_uri, storage_options)
+    file = imported_from(table, stage)
+    if file is not None:
+        raise ValueError(own_labels(stage, file))
     selection = Selection(stage=stage, reasons=sorted(reasons or ()))
     batches = [batch for batch in table.rejects.select(selection) if batch.num_rows]
     rejects = pa.Table.from_batches(batches, REJECTS) if batches else REJECTS.empty_table()
     rejects = rejects.filter(pc.is_valid(rejects["uid"]))
     if not rejects.num_rows:
-        raise ValueError(f"no refusal of {table.uri} is meant; `mtv failures` lists them by reason")
+        raise ValueError(f"there are no such refusals in {table.uri}; `mtv failures` lists them by reason")
     uids = set(rejects["uid"].to_pylist())
     with locks.writing(table, "retry"):
         tried = reopen(table, stage, uids)
@@ -61,6 +65,17 @@ def retry(
         return labelling.run(table_uri, config, executor, progress, storage_options)
     finally:
         _settle(table, stage, rejects, uids)
+
+
+def imported_from(table: Table, stage: str) -> str | None:
+    """The file that an expert's accepted labels were imported from, so no model tries them again. None: a model made them."""
+    accepted = table.accepted().get(stage)
+    return None if accepted is None or IMPORTED not in accepted.source else str(accepted.source[IMPORTED]["file"])
+
+
+def own_labels(stage: str, file: str) -> str:
+    """What to do about refusals of an import."""
+    return f"the {stage} labels are imported from {file}, and no model tries them again: fix the file and import it again"
 
 
 def _settle(table: Table, stage: str, rejects: pa.Table, uids: set[str]) -> None:

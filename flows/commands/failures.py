@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
@@ -68,12 +69,13 @@ def failures(
     elif as_json and not retry:
         typer.echo(_json(opened.uri, groups))
     elif not retry:
-        _show(opened.uri, groups)
+        _show(opened, groups, selection.condition() is not None)
     if retry:
         if location or attempt:
             raise fail("--retry takes whole reasons: choose by --stage, --reason and --class", 2)
         _check_reasons(reason or [], opened.rejects.groups(replace(selection, reasons=()), 0), opened.uri)
-        chosen = _chosen(opened.rejects.groups(replace(selection, samples=True), 0), bool(reason), bool(groups))
+        samples = _without_imports(opened, opened.rejects.groups(replace(selection, samples=True), 0))
+        chosen = _chosen(samples, bool(reason), bool(groups))
         if "ingest" in chosen and not sources and _of_a_preset(resolved):
             resolved = _from_ledger(resolved, opened, chosen["ingest"])
         _retry(resolved, chosen, err if as_json else out)
@@ -108,14 +110,14 @@ def _plain(group: Any) -> dict[str, Any]:
     }
 
 
-def _show(uri: str, groups: list[Any]) -> None:
+def _show(table: Any, groups: list[Any], narrowed: bool) -> None:
     from mtv_core.data.funnel import describe
 
     if not groups:
-        out.print(f"nothing was refused that is meant, in {escape(uri)}")
+        out.print(f"no refusals in {escape(table.uri)}" + (" that fit these options" if narrowed else ""))
         return
     total = sum(group.rows for group in groups)
-    out.print(f"{total} refusals in {escape(uri)}")
+    out.print(f"{total} refusals in {escape(table.uri)}")
     width, digits = max(len(group.error) for group in groups), len(str(max(group.rows for group in groups)))
     stage = None
     for group in groups:
@@ -133,7 +135,11 @@ def _show(uri: str, groups: list[Any]) -> None:
             again = f" (attempt {example['attempt']})" if example["attempt"] > 1 else ""
             where = example["location"] or f"{example['shard']}#{example['key']}"
             out.print(f"{indent}[dim]{escape(where)}{again}: {escape(example['message'][:300])}[/]")
-    out.print("\n[dim]--export FILE writes them, --retry tries them again; see docs/failures.md[/]")
+    imported = _imports(table, {group.stage for group in groups})
+    again = ", --retry tries them again" if any(group.stage not in imported for group in groups) else ""
+    if again and imported:
+        again += f", but for those of imports ({', '.join(sorted(imported))})"
+    out.print(f"\n[dim]--export FILE writes them{again}; see docs/failures.md[/]")
 
 
 def _check_reasons(wanted: list[str], groups: list[Any], uri: str) -> None:
@@ -155,6 +161,29 @@ def _chosen(groups: list[Any], narrowed: bool, shards: bool) -> dict[str, list[s
             raise ValueError(_SHARDS)
         raise ValueError("nothing was refused that is worth another try; name duplicates and the like by --reason")
     return chosen
+
+
+def _imports(table: Any, stages: Iterable[str]) -> dict[str, str]:
+    """Of stages, those whose labels are imported → from which file: a model does not try them again."""
+    from mtv_core.labelling_retry import imported_from
+
+    if not table.exists():
+        return {}
+    return {stage: file for stage in stages if stage != "ingest" and (file := imported_from(table, stage)) is not None}
+
+
+def _without_imports(table: Any, groups: list[Any]) -> list[Any]:
+    """What a model or a reader can try again; says what it cannot, before anything is started."""
+    from mtv_core.labelling_retry import own_labels
+
+    imported = _imports(table, {group.stage for group in groups})
+    said = [own_labels(stage, file) for stage, file in imported.items()]
+    others = [group for group in groups if group.stage not in imported]
+    if said and not others:
+        raise ValueError("; ".join(said))
+    for one in said:
+        err.print(f"note: {escape(one)}")
+    return others
 
 
 def _of_a_preset(resolved: Resolved) -> bool:

@@ -86,7 +86,7 @@ class TestShow:
         assert [example["key"] for example in group["examples"]] == ["a0"]
 
     def test_nothing_is_meant(self, table: Table) -> None:
-        assert "nothing was refused" in call(table, "--stage", "detection").stdout
+        assert f"no refusals in {table.uri} that fit these options" in call(table, "--stage", "detection").stdout
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -173,7 +173,7 @@ class TestLabels:
         self.retry(table, reasons=["RuntimeError"])
         assert table.rejects.count() == 0
         assert columns(table) == columns(undisturbed)
-        with pytest.raises(ValueError, match="no refusal"):
+        with pytest.raises(ValueError, match="no such refusals"):
             self.retry(table)
 
     def test_only_rows_that_were_refused_become_stale(self, tmp_path: Path, odd: set[str]) -> None:
