@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mtv_core.budget import FailureBudget
+from mtv_core.budget import BudgetExceededError, FailureBudget
 from mtv_core.data.schema import LABELS, label_schema
 from mtv_core.executor import Progress, silent
 from mtv_core.faults import fault_point
@@ -56,6 +56,7 @@ class ImportResult:
     examples: list[str]
     without: int  # rows of the table that the file says nothing of
     kept: dict[str, int] = field(default_factory=dict)  # revision → rows that keep it, with `keep_others`
+    stopped: str | None = None  # of a check: why the import would change nothing
 
 
 @dataclass
@@ -95,7 +96,7 @@ def run(
         options: how its numbers are meant.
         keep_others: rows that the file says nothing of keep what they have.
         license_name: of the labels, for reports and exports.
-        failures: how many labels may be refused.
+        failures: the share of the labels that may be refused. Its `min_samples` only says when to look before the whole file is checked.
         check_only: look at everything and change nothing.
         progress: told how far it is.
         storage_options: of the table.
@@ -103,7 +104,7 @@ def run(
     Raises:
         FileNotFoundError: there is no such table or file.
         ValueError: the file holds no labels, or none of a uid of the table.
-        BudgetExceededError: too many labels are refused.
+        BudgetExceededError: too many labels are refused, or all of them.
         LabelConflictError: others kept labelling the same rows meanwhile.
         OSError: the table cannot be written to.
     """
@@ -117,6 +118,10 @@ def run(
     if check_only:
         one.prepare()
         one.stage(dry=True)
+        try:
+            one.judge()
+        except BudgetExceededError as error:
+            return replace(one.result(None), stopped=str(error))
         return one.result(None)
     check_store(table.uri, table.storage_options)
     with locks.writing(table, "label import"):
@@ -124,6 +129,7 @@ def run(
         table.ensure_columns(expert)
         for _ in range(_PASSES):
             staged = one.stage()
+            one.judge()
             if one.publish(staged):
                 break
         else:
@@ -237,6 +243,9 @@ class _Import:
         """See which uids the table has, before anything is written."""
         if not self.num_labels:
             raise ValueError(f"{self.path} holds no labels")
+        if not self.labels.uids:
+            where, _, message = self.labels.problems[0]
+            raise ValueError(f"no row of {self.path} can be read, for example {where}: {message}. {_NOTHING}")
         found = np.zeros(len(self.keys), bool)
         for batch in self.table.at(self.table.uri, storage_options=self.table.storage_options).scan(["uid"]):
             places = self._find(batch["uid"])
@@ -248,7 +257,7 @@ class _Import:
         for key, reason, message in self.labels.problems:
             self._loose(reason, key, message)
         for place, reason in self.left:
-            uid = str(self.labels.uids[place])
+            uid = self.labels.uids[place] or f"label {place + 1}"  # which has none
             said = {"UnknownUid": "not 32 hex digits", "DuplicateUid": "the first of this uid counts"}[reason]
             self._loose(reason, f"{uid}#{place}" if reason == "DuplicateUid" else uid, said)
         for key in self.keys[~found]:
@@ -273,9 +282,23 @@ class _Import:
                     staged[task.fragment_id] = made
                     fault_point("import.staged")
             done += task.num_stale
-            self.failures.check("label", self._failed(), self.num_labels, unit="rows", kept=_NOTHING)
+            if not dry:
+                self._within(self.failures)
             self.progress(done, stale, "rows")
         return [staged[fragment] for fragment in sorted(staged)]
+
+    def judge(self) -> None:
+        """Whether what is staged may be published: the whole file is known, so few refusals count as well as many.
+
+        Raises:
+            BudgetExceededError: every label is refused, or a larger share than the budget allows.
+        """
+        if self.skipped:  # the same import was published before
+            return
+        if not self.tally.labelled:
+            reasons = ", ".join(f"{rows} × {reason}" for reason, rows in sorted(self.tally.refused.items()))
+            raise BudgetExceededError(f"every label was refused: {reasons}. {_NOTHING} Fix the file and import it again{self._example()}")
+        self._within(self.failures.model_copy(update={"min_samples": 1}))
 
     def publish(self, staged: Sequence[StagedLabels]) -> bool:
         """One commit for all; False: somebody labelled the same rows meanwhile."""
@@ -392,8 +415,20 @@ class _Import:
         places = np.minimum(np.searchsorted(self.keys, wanted), max(len(self.keys) - 1, 0))
         return np.where(self.keys[places] == wanted, places, -1) if len(self.keys) else np.full(len(wanted), -1)
 
-    def _failed(self) -> dict[str, int]:
-        return {reason: rows for reason, rows in self.tally.refused.items() if reason != "UnknownUid"}
+    def _within(self, budget: FailureBudget) -> None:
+        """Stop if too many of the labels that are the table's own are refused; a file may well be of more tables."""
+        failed = {reason: rows for reason, rows in self.tally.refused.items() if reason != "UnknownUid"}
+        total = self.num_labels - self.tally.refused["UnknownUid"]
+        try:
+            budget.check("label", failed, total, unit="rows", kept=_NOTHING)
+        except BudgetExceededError as error:
+            raise BudgetExceededError(f"{error}{self._example()}") from None
+
+    def _example(self) -> str:
+        """For a message: an example of each reason that is about labels."""
+        shown = {example.split(":", 1)[0]: example for example in reversed(self.tally.examples)}
+        shown = {reason: example for reason, example in shown.items() if reason != "UnknownUid"} or shown
+        return f". For example {'; '.join(shown[reason] for reason in sorted(shown))}" if shown else ""
 
     def _loose(self, reason: str, key: str, message: str) -> None:
         self.loose.append(self._reject(None, _SHARD, key, reason, message))

@@ -11,17 +11,17 @@ columns `uid` and `depth`, as `mtv data export` writes it or as lists of lists.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
@@ -30,6 +30,7 @@ from pydantic import BaseModel, Field
 from mtv_core.data import depth as codec
 
 _FLAT = ("x1", "y1", "x2", "y2")
+_BOX = ("uid", "phrase", *_FLAT)  # columns of one row a box; score is a further one
 _EDGE = 1e-3  # of the image: how far a box may stand out before it is refused, not clipped
 _NESTED = pa.schema(
     [
@@ -39,6 +40,7 @@ _NESTED = pa.schema(
         pa.field("scores", pa.list_(pa.float64())),
     ]
 )
+_EMPTY = {"", "na", "n/a", "nan", "null", "none"}  # a cell of a CSV without a number, in lower case
 _MAPS = {".npy", ".npz", ".png", ".tif", ".tiff", ".pfm"}
 
 
@@ -126,6 +128,7 @@ class Boxes:
     def __init__(self, path: Path, options: ReadOptions) -> None:
         self.options = options
         self.problems: list[tuple[str, str, str]] = []
+        self.spoilt: set[str] = set()  # uids of which a row cannot be read
         self.rows = self._read(path)
         self.uids = self.rows["uid"].to_pylist()
 
@@ -164,16 +167,14 @@ class Boxes:
 
     def _read(self, path: Path) -> pa.Table:
         if path.suffix == ".csv":
-            texts = pa_csv.ConvertOptions(column_types={"uid": pa.string(), "phrase": pa.string(), **dict.fromkeys(_FLAT, pa.float64())})
-            try:
-                return self._grouped(pa_csv.read_csv(path, convert_options=texts), path)
-            except pa.ArrowInvalid as error:
-                raise ValueError(f"{path} cannot be read as CSV: {error}") from None
+            return self._grouped(self._cells(path))
         if path.suffix == ".jsonl":
             return self._lines(path)
         names = _parquet_names(path)
         if "boxes" not in names:
-            return self._grouped(pq.read_table(path, columns=[name for name in ("uid", "phrase", *_FLAT, "score") if name in names]), path)
+            _need(names, _BOX, path)
+            rows = pq.read_table(path, columns=[*_BOX, *(["score"] if "score" in names else [])]).to_pylist()
+            return self._grouped((f"row {number}", row) for number, row in enumerate(rows, 1))
         _need(names, ("uid", "boxes", "phrases"), path)
         table = pq.read_table(path, columns=[name for name in _NESTED.names if name in names])
         if "scores" not in names:
@@ -187,39 +188,108 @@ class Boxes:
 
     def _lines(self, path: Path) -> pa.Table:
         nested: list[dict[str, Any]] = []
-        flat: list[dict[str, Any]] = []
+        flat: list[tuple[str, dict[str, Any]]] = []
         with path.open(encoding="utf-8", errors="replace") as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
                 try:
                     row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise TypeError("a line is one object: {…}")
                     if "boxes" in row:
                         one = {name: row.get(name) for name in _NESTED.names}
                         pa.RecordBatch.from_pylist([one], schema=_NESTED)
                         nested.append(one)
                     else:
-                        flat.append({name: row[name] for name in ("uid", "phrase", *_FLAT)} | {"score": row.get("score", 1.0)})
-                except (ValueError, TypeError, KeyError, pa.ArrowException) as error:
-                    self.problems.append((f"line {number}", "BadRow", f"line {number} of {path.name}: {type(error).__name__}: {error}"))
-        table = pa.Table.from_pylist(nested, schema=_NESTED)
-        if not flat:
-            return table
-        return pa.concat_tables([table, self._grouped(pa.Table.from_pylist(flat), path)])
+                        flat.append((f"line {number}", row))
+                except (ValueError, TypeError, OverflowError, RecursionError, pa.ArrowException) as error:
+                    self._bad(f"line {number}", error)
+        return pa.concat_tables([pa.Table.from_pylist(nested, schema=_NESTED), self._grouped(flat)])
 
-    def _grouped(self, table: pa.Table, path: Path) -> pa.Table:
-        """One row a sample of one row a box; a row without corners says that nothing is there."""
-        _need(table.column_names, ("uid", "phrase", *_FLAT), path)
-        if "score" not in table.column_names:
-            table = table.append_column("score", pa.array([1.0] * table.num_rows))
+    def _cells(self, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The rows of a CSV with their lines; those that have no number where one belongs, or too few cells, are problems."""
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+            reader = csv.reader(file)
+            names = next(reader, [])
+            _need(names, _BOX, path)
+            while True:
+                row: dict[str, Any] = {}
+                try:
+                    cells = next(reader, None)
+                    if cells is None:
+                        return
+                    if not cells:
+                        continue
+                    row = dict(zip(names, cells, strict=False))
+                    if len(cells) != len(names):
+                        raise ValueError(f"{len(cells)} cells, and {len(names)} columns")
+                    numbers = {name: _parsed(name, row[name]) for name in (*_FLAT, "score") if name in row}
+                except (ValueError, csv.Error) as error:
+                    self._bad(f"line {reader.line_num}", error, row.get("uid"))
+                    continue
+                yield f"line {reader.line_num}", row | numbers
+
+    def _grouped(self, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> pa.Table:
+        """One row a sample of one row a box; a row without corners says that nothing is there.
+
+        A uid with a row that cannot be read is left out as a whole: a part of its boxes would say that the others are not there.
+        """
         found: dict[str, dict[str, list[Any]]] = {}
-        for uid, phrase, score, *corners in zip(*(table[name].to_pylist() for name in ("uid", "phrase", "score", *_FLAT)), strict=True):
-            row = found.setdefault(uid or "", {"boxes": [], "phrases": [], "scores": []})
+        for where, row in rows:
+            try:
+                uid, phrase, score, corners = _box(row)
+            except (ValueError, TypeError, OverflowError) as error:
+                self._bad(where, error, row.get("uid"))
+                continue
+            labels = found.setdefault(uid, {"boxes": [], "phrases": [], "scores": []})
             if any(corner is not None for corner in corners):
-                row["boxes"].append(corners)
-                row["phrases"].append(phrase)
-                row["scores"].append(score)
-        return pa.Table.from_pylist([{"uid": uid, **row} for uid, row in found.items()], schema=_NESTED)
+                labels["boxes"].append(corners)
+                labels["phrases"].append(phrase)
+                labels["scores"].append(score)
+        return pa.Table.from_pylist([{"uid": uid, **row} for uid, row in found.items() if uid not in self.spoilt], schema=_NESTED)
+
+    def _bad(self, where: str, error: Exception, uid: object = None) -> None:
+        """A row that cannot be read."""
+        said = str(error) if type(error) in (ValueError, TypeError) else f"{type(error).__name__}: {error}"
+        if isinstance(uid, str):
+            self.spoilt.add(normal(uid))
+            said += f"; no box of the uid {normal(uid)} is taken"
+        self.problems.append((where, "BadRow", said))
+
+
+def _parsed(name: str, cell: str) -> float | None:
+    """A cell of a CSV as a number; None: there is none."""
+    text = cell.strip()
+    if text.lower() in _EMPTY:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{name} is {text!r}, no number") from None
+
+
+def _box(row: Mapping[str, Any]) -> tuple[str, str | None, float | None, list[float | None]]:
+    """uid, phrase, score (1 where there is no such column) and corners of one row a box.
+
+    Raises:
+        ValueError, TypeError, OverflowError: it lacks a column, or a value is of another kind.
+    """
+    missing = [name for name in _BOX if name not in row]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} missing")
+    uid, phrase = row["uid"], row["phrase"]
+    for name, value in (("uid", uid), ("phrase", phrase)):
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"{name} is {value!r}, no text")
+    score, *corners = (_number(name, row.get(name, 1.0)) for name in ("score", *_FLAT))
+    return normal(uid or ""), phrase, score, corners
+
+
+def _number(name: str, value: Any) -> float | None:
+    if isinstance(value, (bool, str, bytes, list, dict)):
+        raise TypeError(f"{name} is {value!r}, no number")
+    return None if value is None else float(value)
 
 
 # Depth
@@ -237,12 +307,15 @@ class Depths:
             self._files = _maps(path)
             self.uids = [one.stem for one in self._files]
         elif path.suffix == ".npz":
-            with zipfile.ZipFile(path) as archive:
-                self.uids = [name.removesuffix(".npy") for name in archive.namelist()]
+            try:
+                with zipfile.ZipFile(path) as archive:
+                    self.uids = [name.removesuffix(".npy") for name in archive.namelist()]
+            except zipfile.BadZipFile as error:
+                raise ValueError(f"{path} is no .npz: {error}") from None
         elif path.suffix == ".parquet":
             _need(_parquet_names(path), ("uid", "depth"), path)
             self._table = pq.read_table(path, columns=["uid", "depth"])
-            self.uids = self._table["uid"].to_pylist()
+            self.uids = self._table["uid"].cast(pa.string()).to_pylist()
         else:
             raise ValueError(f"depth maps lie in a folder, an .npz or a .parquet, not in {path.name}")
         stored = self._table is not None and pa.types.is_binary(self._table.schema.field("depth").type)
@@ -354,12 +427,17 @@ def _need(there: Sequence[str], wanted: Sequence[str], path: Path) -> None:
         raise ValueError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(there)}")
 
 
+def normal(uid: str) -> str:
+    """A uid as the table has it, in lower case; also of one that is none."""
+    return uid.strip().lower()
+
+
 def positions(uids: Sequence[str]) -> tuple[NDArray[np.bytes_], NDArray[np.int64], Iterator[tuple[int, str]]]:
     """uids sorted, the position of each in the file, and those that are left out: (position, reason)."""
-    known = [i for i, uid in enumerate(uids) if uid is not None and re.fullmatch(r"[0-9a-f]{32}", uid)]
-    keys = np.array([uids[i] for i in known], "S32")
+    known = {i: normal(uid) for i, uid in enumerate(uids) if uid is not None and re.fullmatch(r"[0-9a-f]{32}", normal(uid))}
+    keys = np.array(list(known.values()), "S32")
     order = np.argsort(keys, kind="stable")
-    keys, places = keys[order], np.asarray(known, np.int64)[order]
+    keys, places = keys[order], np.asarray(list(known), np.int64)[order]
     first = np.ones(len(keys), bool)
     first[1:] = keys[1:] != keys[:-1]
     bad = sorted({*range(len(uids))} - {*known})

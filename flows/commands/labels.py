@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from flows.commands import stages
-from flows.commands.console import Bar, PresetOption, SetOption, SourcesOption, TableOption, bars, out, resolve_options
+from flows.commands.console import Bar, PresetOption, SetOption, SourcesOption, TableOption, bars, fail, out, resolve_options
 from mtv_core.config import table_uri
 
 app = typer.Typer(invoke_without_command=True)
@@ -63,6 +64,8 @@ def import_labels(
     from tasks import label_import as stage
     from tasks.run import open_run
 
+    if not 0 < scale < math.inf:
+        raise typer.BadParameter(f"--scale {scale:g}: depth maps are divided by it, so give a number above 0")
     resolved = resolve_options(preset, sources, table, options)
     config = resolved.config
     depth = config.label.depth
@@ -76,7 +79,7 @@ def import_labels(
                 expert=expert,
                 options=reading,
                 keep_others=keep_others,
-                failures=config.label.failures.model_copy(update={"share": 1.0}),
+                failures=config.label.failures,
                 check_only=True,
                 progress=Bar(progress, "check"),
                 storage_options=config.table.storage_options,
@@ -84,6 +87,8 @@ def import_labels(
         out.print(f"{result.report.rows_in} labels, {result.report.rows_out} to import, {result.report.rows_skipped} are there already")
         for note in stage.notes(result):
             out.print(f"  {escape(note)}")
+        if result.stopped is not None:
+            raise fail(f"this would not be imported: {result.stopped}")
         return
     with open_run(resolved, "label-import") as run, bars() as progress:
         bar = Bar(progress, "import")

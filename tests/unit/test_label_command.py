@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from label_tables import make_table
+from label_tables import config, make_table
 from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.commands import stages
-from mtv_core import runs
+from mtv_core import labelling_retry, runs
+from mtv_core.executor import SerialExecutor
+from mtv_core.report import Reject
 from mtv_core.store.table import Table
+from tasks import retry as retries
 
 
 @pytest.fixture
@@ -65,11 +68,43 @@ def test_import(table: Table, tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+def test_refusals_of_an_import_are_not_tried_again(table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failures(*options: str) -> Result:
+        return CliRunner().invoke(app, ["failures", "-t", table.uri, *options])
+
+    assert f"no refusals in {table.uri}\n" in failures().output
+    file = boxes(table, tmp_path)
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([lines[0].replace("24", "9999"), *lines[1:]]))
+    assert call("import", file, "-t", table.uri, "--units", "pixels").exit_code == 0
+    shown = failures()
+    assert "BadBoxes" in shown.output
+    assert "--retry" not in shown.output
+    monkeypatch.setattr(retries, "connect", lambda compute: pytest.fail("a cluster was started"))
+    for options in ((), ("--stage", "detection"), ("--reason", "BadBoxes")):
+        refused = failures("--retry", *options)
+        assert refused.exit_code == 1
+        assert "imported from mine.jsonl, and no model tries them again: fix the file and import it again" in str(refused.exception)
+    with pytest.raises(ValueError, match="fix the file and import it again"):
+        labelling_retry.retry(table.uri, config(), SerialExecutor(), stage="detection")
+    assert len(runs.load_all()[0]) == 1, "no run was begun"
+    table.rejects.append([Reject(uid=None, shard="s", key="a", stage="ingest", error="NoCaption", message="none")])
+    assert "--retry tries them again, but for those of imports (detection)" in failures().output
+
+
 def test_mistakes(table: Table, tmp_path: Path) -> None:
     assert "no file or folder" in str(call("import", tmp_path / "none.csv", "-t", table.uri).exception)
     (tmp_path / "maps").mkdir()
     assert "--values depth" in str(call("import", tmp_path / "maps", "-t", table.uri).exception)
     assert "mtv ingest" in str(call("import", boxes(table, tmp_path), "-t", tmp_path / "other").exception)
+    wrong = call("import", boxes(table, tmp_path), "-t", table.uri)
+    assert "every label was refused" in str(wrong.exception)
     wrong = call("import", boxes(table, tmp_path), "-t", table.uri, "--set", "label.failures.min_samples=1")
     assert "label.failures.share" in str(wrong.exception)
+    checked = call("import", boxes(table, tmp_path), "-t", table.uri, "--check")
+    assert checked.exit_code == 1
+    assert "refused: 6 × BadBoxes" in checked.output
+    for scale in ("0", "-1", "nan", "inf"):
+        refused = call("import", tmp_path / "maps", "-t", table.uri, "--values", "depth", "--scale", scale)
+        assert (refused.exit_code, "a number above 0" in " ".join(refused.output.replace("│", " ").split())) == (2, True), refused.output
     assert "detection" not in table.accepted()

@@ -227,6 +227,105 @@ def test_uids_that_are_none_of_the_table_s(table: Table, tmp_path: Path) -> None
     assert table.version == version
 
 
+def test_an_import_of_which_nothing_is_left_changes_nothing(table: Table, tmp_path: Path) -> None:
+    before, accepted, tags = rows_of(table), table.accepted(), table.tags()
+    pixels = write(tmp_path / "mine.jsonl", [{"uid": row["uid"], "boxes": [[12, 24, 40, 60]], "phrases": ["x"]} for row in before])
+    with pytest.raises(BudgetExceededError, match=r"every label was refused: 24 × BadBoxes\. No label was changed.*--units pixels"):
+        run(table.uri, pixels)
+    with pytest.raises(BudgetExceededError, match="every label was refused"):  # as said again, or allowed to
+        run(table.uri, pixels, failures=FailureBudget(share=1), keep_others=True)
+    assert (rows_of(table), table.accepted(), table.tags()) == (before, accepted, tags)
+
+
+def test_a_few_refusals_of_a_few_labels_are_too_many(table: Table, tmp_path: Path) -> None:
+    rows = own(table)
+    for row in rows[:6]:
+        row.update(BAD["outside"], scores=[0.5])
+    elsewhere = [{**rows[0], "uid": f"{number:032x}"} for number in range(100)]  # of another table: neither refused nor counted
+    file, before = write(tmp_path / "mine.jsonl", rows + elsewhere), rows_of(table)
+    with pytest.raises(
+        BudgetExceededError, match=r"6 of 24 rows failed \(6 × BadBoxes\).*label\.failures\.share.*BadBoxes: .*inside the image"
+    ):
+        run(table.uri, file)
+    assert "6 of 24 rows failed" in str(run(table.uri, file, check_only=True).stopped)
+    assert rows_of(table) == before
+    done = run(table.uri, file, failures=FailureBudget(share=0.25))
+    assert (done.report.rows_out, done.refused) == (18, {"BadBoxes": 6, "UnknownUid": 100})
+    version = table.version
+    assert run(table.uri, file).version == version, "what is there is not judged again"
+
+
+def test_uids_in_capitals(table: Table, tmp_path: Path) -> None:
+    rows = own(table)
+    capitals = [{**row, "uid": f" {row['uid'].upper()}"} for row in rows]
+    for form in ("jsonl", "csv"):
+        result = run(table.uri, write(tmp_path / f"mine.{form}", capitals))
+        assert (result.report.rows_out, result.refused) == (24, {})
+    assert [row["phrases"] for row in rows_of(table)] == [row["phrases"] for row in rows]
+    depth = maps(table)
+    upper = {uid.upper(): values for uid, values in depth.items()}
+    assert run(table.uri, save(tmp_path, "one npz", upper), options=DEPTH).report.rows_out == 24
+
+
+STRANGE = ('["boxes"]', '"boxes"', "[]", "5", '{"uid": 5, "boxes": [], "phrases": []}', "[" * 100_000)
+STRANGE_BOXES = (
+    {"x1": "a"}, {"uid": 5}, {"phrase": 5}, {"score": "high"}, {"score": [1]}, {"x2": {}}, {"y2": True}, {"x1": 10**400},
+)  # fmt: skip
+
+
+def test_a_line_that_cannot_be_read_is_left_out_alone(table: Table, tmp_path: Path) -> None:
+    good, box = own(table)[:15], {"phrase": "c", "x1": 0.1, "y1": 0.1, "x2": 0.2, "y2": 0.2}
+    others = own(table)[15:]
+    lines = [*STRANGE, *(json.dumps({"uid": row["uid"], **box, **bad}) for row, bad in zip(others, STRANGE_BOXES, strict=False))]
+    file = tmp_path / "mine.jsonl"
+    file.write_text("\n".join([*lines, *map(json.dumps, good), json.dumps({"uid": others[8]["uid"], **box})]))
+    result = run(table.uri, file, failures=FailureBudget(share=0.6))
+    assert (result.refused, result.report.rows_out) == ({"BadRow": 14}, 16)
+    noted = {one["key"]: one["message"] for one in rejects(table)}
+    assert set(noted) == {f"line {number}" for number in range(1, 15)}
+    assert noted["line 1"] == "a line is one object: {…}"
+    assert noted["line 7"] == f"x1 is 'a', no number; no box of the uid {others[0]['uid']} is taken"
+
+
+def test_a_line_of_a_csv_that_cannot_be_read_is_left_out_alone(table: Table, tmp_path: Path) -> None:
+    uids = [row["uid"] for row in rows_of(table)]
+    lines = [
+        f"{uids[0]},cat,.1,.1,.2,.2,0.9",
+        f"{uids[1]},cat,.1,.1,.2,.2,high",
+        f'{uids[2]},"a ""big"",\ndog", .1,.1,.2,.2,1',
+        f"{uids[3]},cat,.1,.1,.2,.2",
+        "",
+        f"{uids[4]},cat,.1,.1,.2,.2,.5",
+        f"{uids[4]},cat,.1,.1,a,.2,.5",
+        f"{uids[5]},,,,,,",
+    ]
+    file = tmp_path / "mine.csv"
+    file.write_text("uid,phrase,x1,y1,x2,y2,score\n" + "\n".join(lines))
+    result = run(table.uri, file, failures=FailureBudget(share=0.6))
+    assert (result.refused, result.report.rows_out) == ({"BadRow": 3}, 3)
+    found = {row["uid"]: row for row in rows_of(table)}
+    assert [found[uid]["phrases"] for uid in uids[:6]] == [["cat"], None, ['a "big", dog'], None, None, []]
+    noted = {one["key"]: one["message"] for one in rejects(table)}
+    assert noted["line 3"].startswith("score is 'high', no number")
+    assert noted["line 6"].startswith("6 cells, and 7 columns")
+    assert noted["line 9"] == f"x2 is 'a', no number; no box of the uid {uids[4]} is taken", "not a part of its boxes"
+
+
+def test_a_column_of_another_kind(table: Table, tmp_path: Path) -> None:
+    rows = [{"uid": row["uid"], "phrase": "c", "x1": "a", "y1": 0.1, "x2": 0.2, "y2": 0.2} for row in own(table)]
+    with pytest.raises(ValueError, match=r"no row of .* can be read, for example row 1: x1 is 'a', no number"):
+        run(table.uri, write(tmp_path / "mine.parquet", rows))
+    (tmp_path / "maps.npz").write_bytes(b"no zip")
+    with pytest.raises(ValueError, match=r"no \.npz"):
+        run(table.uri, tmp_path / "maps.npz", options=DEPTH)
+
+
+def test_labels_without_a_uid_are_told_apart(table: Table, tmp_path: Path) -> None:
+    nobody = [{"uid": None, "boxes": [], "phrases": []}] * 2
+    assert run(table.uri, write(tmp_path / "mine.jsonl", [*own(table), *nobody])).refused == {"UnknownUid": 2}
+    assert [one["key"] for one in rejects(table)] == ["label 25", "label 26"]
+
+
 def test_lines_that_are_no_json(table: Table, tmp_path: Path) -> None:
     file = write(tmp_path / "mine.jsonl", own(table))
     file.write_text(file.read_text() + '{"uid": \n{"uid": "x"}\n{"uid": "y", "boxes": "none"}\n')
