@@ -17,6 +17,7 @@ from mtv_core.data.depth import decode
 from mtv_core.data.schema import LABELS
 from mtv_core.experts import phrase_column, phrases
 from mtv_core.experts.config import DetectionExpertConfig
+from mtv_core.experts.phrase_column import BadPhrases
 from mtv_core.label_checks import Checker
 from mtv_core.label_report_change import change
 from mtv_core.label_report_facts import Change, PhraseFacts
@@ -45,8 +46,13 @@ def asked_by(config: DetectionExpertConfig) -> Asked:
         return Asked((), lambda rows: [vocabulary] * rows.num_rows)
     limit = config.max_phrases
     if (column := config.phrases_column) is not None:
-        return Asked((phrase_column.column_of(column)[0],), lambda rows: [row[:limit] for row in phrase_column.read(rows, column)])
+        return Asked((phrase_column.column_of(column)[0],), lambda rows: _read(rows, column, limit))
     return Asked(("caption",), lambda rows: [phrases.extract(caption, limit) for caption in rows["caption"].to_pylist()])
+
+
+def _read(rows: pa.RecordBatch, column: str, limit: int) -> list[list[str]]:
+    """What the user's column asks for; a row that names no phrases was not looked at."""
+    return [[] if isinstance(row, BadPhrases) else row[:limit] for row in phrase_column.read(rows, column)]
 
 
 def label_columns(experts: Sequence[str]) -> list[str]:

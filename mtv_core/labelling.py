@@ -98,7 +98,9 @@ def _run(table: Table, config: LabelConfig, executor: Executor, progress: Progre
         report += StageReport(counts={f"{name}_unresolved": 1 for name in unresolved})
         reasons = "; ".join(f"{name} {accepted[name]}, since {reason}" for name, reason in sorted(unresolved.items()))
         progress(1, 1, f"the accepted expert was used: {reasons}")
-    proposed = {name: one.tracked for name, one in assignments.items() if one.tracked != one.revision and one.imported is None}
+    refused = {(name, one.revision) for name, ones in table.rejected().items() for one in ones}
+    waiting = {name: one.tracked for name, one in assignments.items() if one.tracked != one.revision and one.imported is None}
+    proposed = {name: revision for name, revision in waiting.items() if (name, revision) not in refused}
     if proposed:
         report += StageReport(counts={f"{name}_revision_proposed": 1 for name in proposed})
         names = ", ".join(f"{name} {revision} (accepted: {accepted[name]})" for name, revision in sorted(proposed.items()))

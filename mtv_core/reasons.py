@@ -33,7 +33,11 @@ REASONS: dict[str, Reason] = {
     "NoImage": Reason(SAMPLE, "the sample has no image", "add it; for other names of files or columns set the source's `columns.image`"),
     "TooLarge": Reason(SAMPLE, "the image file is larger than is read", "raise ingest.max_bytes and retry", False),
     "DuplicateKey": Reason(SAMPLE, "a key occurs a second time in its shard; the first is in the table", "give every sample its own key"),
-    "BadRow": Reason(SAMPLE, "the reader cannot make sense of a row: null, NaN, a wrong type", _FIX),
+    "BadRow": Reason(
+        SAMPLE,
+        "the reader cannot make sense of a row: null, NaN, a wrong type",
+        "fix the row and run again (labels: import the file again)",
+    ),
     "UnsafePath": Reason(
         SAMPLE, "a file outside its folder or tar (absolute, `..`), a symlink or a device", "pack the file itself, by a relative name"
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-from mtv_core.config import PipelineConfig
+from mtv_core.config import PipelineConfig, table_uri
 from mtv_core.executor import Progress
 from mtv_core.report import StageRef, StageReport
 from mtv_core.store import tombstones
@@ -18,7 +18,7 @@ GALLERY = 12
 
 
 def check(config: PipelineConfig) -> None:
-    """Look the experts up without loading them.
+    """Look the experts up without loading them; where the table has labels of accepted ones, these will do.
 
     Raises:
         FileNotFoundError, ValueError: an expert is not there, has no weights, or a licence that has to be accepted.
@@ -26,7 +26,8 @@ def check(config: PipelineConfig) -> None:
     """
     from mtv_core import labelling
 
-    labelling.revisions(experts.resolved(config.label))
+    table = Table.create_or_open(table_uri(config), config.table.storage_options)
+    labelling.revisions(experts.resolved(config.label), table)
 
 
 def key(run: Run, ingested: StageRef) -> str:
@@ -34,8 +35,9 @@ def key(run: Run, ingested: StageRef) -> str:
     from mtv_core import labelling
 
     config = run.label_config
+    table = Table.create_or_open(run.table, run.config.table.storage_options)
     return stage_key(
-        "label", VERSION, table=run.table, version=ingested.version, revisions=labelling.revisions(config),
+        "label", VERSION, table=run.table, version=ingested.version, revisions=labelling.revisions(config, table),
         accept=config.accept, allow_mixed=config.allow_mixed,
     )  # fmt: skip
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 pytest_plugins = ["s3_server"]  # the fixtures `s3` and `bucket`
 
@@ -23,6 +24,10 @@ os.environ |= {
 }
 for _name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_PROFILE"):
     os.environ.pop(_name, None)
+
+# An example that takes longer than another says that the machine is busy.
+settings.register_profile("mtv", deadline=None)
+settings.load_profile("mtv")
 
 
 def pytest_sessionfinish() -> None:

@@ -120,6 +120,8 @@ def _plan(run: Run, plans: dict[str, ExpertPlan], refusals: Sequence[str]) -> No
             state = f"{one.tracked} labels for the first time, which accepts it"
         elif one.imported is not None:
             state = f"imported from {one.imported}; --expert {name} tries the configured model against it"
+        elif one.unresolved is not None:
+            state = f"{one.target} as accepted; the configured one cannot be looked up: {one.unresolved}"
         elif one.proposed:
             state = f"{one.tracked} beside {one.accepted}"
         else:

@@ -169,15 +169,16 @@ def _folder(folder: Path) -> Source:
             f"the expert folder {folder} has no weights (*.safetensors); save the model there with `model.save_pretrained(folder)` "
             "(other weight formats are not read, since they can run code)"
         )
-    states = tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in hashed_files(folder))
+    found = [(str(path), path.stat()) for path in hashed_files(folder)]
+    states = tuple((path, (of.st_ino, of.st_size, of.st_mtime_ns, of.st_ctime_ns)) for path, of in found)
     return Source(str(folder), None, _digest(states), licenses.of_folder(folder))
 
 
 @functools.lru_cache(maxsize=64)
-def _digest(states: tuple[tuple[str, int, int], ...]) -> str:
-    """sha256 over names and contents. Cached by size and time of change, since a large model takes seconds to hash."""
+def _digest(states: tuple[tuple[str, tuple[int, ...]], ...]) -> str:
+    """sha256 over names and contents. Cached by size, times and inode, since a large model takes seconds to hash."""
     total = hashlib.sha256()
-    for path, _, _ in states:
+    for path, _ in states:
         with Path(path).open("rb") as file:
             total.update(f"{Path(path).name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()

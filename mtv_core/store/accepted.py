@@ -39,7 +39,7 @@ _LIST = TypeAdapter(list[Rejected])
 
 def accepted(dataset: LanceDataset) -> dict[str, Accepted]:
     """Expert → the revision its labels are to have."""
-    entries = {key.removeprefix(_ACCEPTED): value for key, value in dataset.config().items() if key.startswith(_ACCEPTED)}
+    entries = {key.removeprefix(_ACCEPTED): value for key, value in sorted(dataset.config().items()) if key.startswith(_ACCEPTED)}
     return {name: Accepted.model_validate_json(value) for name, value in entries.items()}
 
 

@@ -230,3 +230,16 @@ def test_contradictions(options: list[str], said: str, table: Table) -> None:
     result = call(table, *options)
     assert result.exit_code == 2
     assert said in result.output
+
+
+def test_after_a_refusal_nothing_is_said_to_be_proposed(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeing_experts(monkeypatch, "constant")
+    table.append(sample_rows(2, first=24))
+    refused = call(table)
+    assert refused.exit_code == 1
+    assert "refused" in refused.output
+    assert "tries it on some rows first" not in " ".join(refused.output.split())
+    [record] = runs.load_all()[0]
+    report = record.stages["label"].ref.report  # type: ignore[union-attr]
+    assert report.rows_out == 4
+    assert "depth_revision_proposed" not in report.counts
