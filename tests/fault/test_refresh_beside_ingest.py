@@ -106,6 +106,7 @@ def test_killed_anywhere_in_a_refresh(tmp_path: Path, monkeypatch: pytest.Monkey
                 with batches.coming():
                     hit = kills.strike(process)
             witness.check()
+            assert table.rejected() == {}, str(kills)  # the gate refuses no sound revision, whatever was killed
             reached = step(table, labelling.revisions(label)) if hit else "end"
             steps[reached] += 1
             again = reached in ("canary", "relabel") and kills.chance.random() < 0.7
