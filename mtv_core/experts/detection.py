@@ -86,7 +86,7 @@ class DetectionExpert:
         if asked:
             with torch.inference_mode():
                 proposed = self.detector([images[i] for i in asked], [phrases_of[i] for i in asked])
-                if not all(bool(one.scores.isfinite().all() and one.boxes.isfinite().all()) for one in proposed):
+                if not torch.cat([part.flatten() for one in proposed for part in (one.scores, one.boxes)]).isfinite().all():
                     raise ValueError("the detection model gave numbers that are not finite; a wider dtype (float32, bfloat16) may help")
                 chosen = select(proposed, [images[i].size for i in asked], [phrases_of[i] for i in asked], self.config, dropped)
             for i, one in zip(asked, chosen, strict=True):

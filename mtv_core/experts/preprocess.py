@@ -10,6 +10,7 @@ Shapes: B pictures, H × W.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -95,9 +96,12 @@ class Squaring:
         for indices in _groups([max(image.size) for image in images]):
             side = max(images[indices[0]].size)
             squares_BCHW = torch.zeros((len(indices), 3, side, side), device=device)
-            for row, i in enumerate(indices):
-                bytes_CHW = _to(_stack([images[i]]), device)[0]
-                torch.mul(bytes_CHW, self.scale, out=squares_BCHW[row, :, : bytes_CHW.shape[1], : bytes_CHW.shape[2]])
+            first = 0
+            for (width, height), same in itertools.groupby([images[i] for i in indices], key=lambda image: image.size):
+                bytes_BCHW = _to(_stack(list(same)), device)
+                end = first + len(bytes_BCHW)
+                torch.mul(bytes_BCHW, self.scale, out=squares_BCHW[first:end, :, :height, :width])
+                first = end
             if (side, side) != self.size:
                 squares_BCHW = vision.resize(self._blur(squares_BCHW), list(self.size), InterpolationMode.BILINEAR, antialias=False)
             if len(indices) == len(images):
