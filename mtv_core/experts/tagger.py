@@ -32,7 +32,8 @@ class Tagger:
         model: Any = HanoverTagger(_MODEL)
         self._names: dict[int, str] = model.int2tag
         self._following: dict[State, dict[int, float]] = model.LP_trans_word
-        self._possible = functools.lru_cache(maxsize=REMEMBERED_WORDS)(model._tag_word)
+        self._tag_word: Any = model._tag_word
+        self._possible = functools.lru_cache(maxsize=REMEMBERED_WORDS)(self._find)
 
     def __call__(self, words: Sequence[str]) -> list[str]:
         """The tag of each word: the most probable sequence under a trigram model, as `HanoverTagger.tag_sent(words, taglevel=0)`."""
@@ -40,9 +41,7 @@ class Tagger:
             return []
         states: dict[State, tuple[float, Path]] = {self._start: (0.0, None)}
         for i, word in enumerate(words):
-            possible = self._possible(word, cutoff=5, casesensitive=i > 0, conditional=True)
-            if all(tag == self._unknown for tag, _ in possible):
-                possible = None
+            possible = self._possible(word, i == 0)
             states = self._step(states, possible) or self._step(states, None)
         best = max(states, key=lambda state: states[state][0] + self._following[state].get(self._end, -float("inf")))
         found, path = [], states[best][1]
@@ -50,6 +49,11 @@ class Tagger:
             tag, path = path
             found.append(self._names[tag])
         return found[::-1]
+
+    def _find(self, word: str, is_first: bool) -> Sequence[tuple[int, float]] | None:
+        """The tags a word may have, with their log probabilities; None: any. The first of a sentence may be in capitals for that alone."""
+        possible = self._tag_word(word, cutoff=5, casesensitive=not is_first, conditional=True)
+        return None if all(tag == self._unknown for tag, _ in possible) else possible
 
     def _step(
         self, states: dict[State, tuple[float, Path]], possible: Sequence[tuple[int, float]] | None
@@ -59,18 +63,20 @@ class Tagger:
         if len(states) > _BEAM:
             bound = sorted((probability for probability, _ in states.values()), reverse=True)[_BEAM] - _MARGIN
         reached: dict[State, tuple[float, Path]] = {}
+        end = self._end
         for state, (before, path) in states.items():
             if before < bound:
                 continue
             following, last = self._following[state], state[1]
             for tag, emission in possible if possible is not None else [(tag, 0.0) for tag in following]:
                 transition = following.get(tag)
-                if transition is None or tag == self._end:
+                if transition is None or tag == end:
                     continue
                 probability = before + transition + emission
-                known = reached.get((last, tag))
+                key = (last, tag)
+                known = reached.get(key)
                 if probability > _LEAST and (known is None or probability > known[0]):
-                    reached[last, tag] = (probability, (tag, path))
+                    reached[key] = (probability, (tag, path))
         return reached
 
 
