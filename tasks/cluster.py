@@ -174,6 +174,9 @@ def connect(compute: ComputeConfig) -> Iterator[DaskExecutor]:
         "distributed.scheduler.allowed-failures": 1,  # Two deaths, then once more alone: see DaskExecutor.
         "distributed.scheduler.worker-saturation": 1.0,  # Nothing waits on a worker that another task may kill.
         "distributed.worker.multiprocessing-method": "spawn",
+        # A nanny starts a worker that died again. Were it given up when that takes longer than 15 s, the last one would leave a cluster
+        # without workers, and whoever waits for it waits for ever.
+        "distributed.deploy.lost-worker-timeout": "1h",
         "distributed.worker.profile.enabled": False,  # Nobody looks at it: there is no dashboard.
         # Dask lets glibc return freed memory at 64 KiB, so that a model's activations are new pages at every step: a third of the time.
         "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 1 << 30,
