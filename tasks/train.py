@@ -75,7 +75,8 @@ def train(run: Run, key: str, labelled: StageRef, progress: Progress) -> StageRe
         eta = last.get("eta_seconds")
         progress(
             int(last["step"]), steps,
-            f"loss {last['loss']:.3f} · {last['samples_per_second']:.0f} samples/s" + (f" · {eta:.0f} s left" if eta is not None else ""),
+            f"loss {last['loss']:.3f} · {last['samples_per_second']:.0f} samples/s" + (f" · {eta:.0f} s left" if eta is not None else "")
+            + "".join(f" · ALARM {alarm}" for alarm in last.get("alarms", ())),
         )  # fmt: skip
 
     try:

@@ -13,7 +13,9 @@ from mtv_core.store.slice_config import SliceConfig
 
 # Fields that change how fast a step is, never what it computes: a run goes on under other values of them. The number of processes is one
 # of them up to the rounding of sums, since the global batch stays the same.
-FREE = frozenset({"processes", "threads", "device", "max_restarts", "checkpoint_every", "keep_checkpoints", "collective_timeout", "loader"})
+FREE = frozenset(
+    {"processes", "threads", "device", "max_restarts", "checkpoint_every", "keep_checkpoints", "collective_timeout", "loader", "alarms"}
+)
 
 
 class ViewsConfig(BaseModel, frozen=True, extra="forbid"):
@@ -103,6 +105,18 @@ class OptimConfig(BaseModel, frozen=True, extra="forbid"):
     )
 
 
+class AlarmConfig(BaseModel, frozen=True, extra="forbid"):
+    """From when on a training's log says that it goes wrong."""
+
+    spike: float = Field(2.0, gt=1, description="a loss of this many times its median over the last 20 rows")
+    spread: float = Field(
+        0.1, ge=0, le=1, description="features of teacher or student whose standard deviation over a batch, times √width, is below this"
+    )
+    information: float = Field(
+        0.1, ge=0, description="the teacher's targets say less than this of a view, in nats: log of the prototypes less their entropy"
+    )
+
+
 class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     """A training from a tagged table: what, on what, how long, on what machine."""
 
@@ -113,6 +127,7 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     )
     views: ViewsConfig = Field(default_factory=ViewsConfig, description="clean view and crops")
     optim: OptimConfig = Field(default_factory=OptimConfig, description="AdamW, schedule, clipping")
+    alarms: AlarmConfig = Field(default_factory=AlarmConfig, description="when the log says that a training goes wrong")
     loader: LoaderConfig = Field(default_factory=LoaderConfig, description="how rows are read")
     steps: int = Field(10_000, ge=1, description="optimiser steps in all")
     global_batch: int = Field(1024, ge=2, description="samples a step, over all processes; a multiple of processes")

@@ -9,6 +9,7 @@ import logging
 import math
 import shutil
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from mtv_core.objectives.system import ObjectiveSystem
 from mtv_core.runs import write_atomic
 from mtv_core.store.loader import Loader
 from mtv_core.store.view import View
-from mtv_core.training import checkpoint, metrics, optim
+from mtv_core.training import alarms, checkpoint, metrics, optim
 from mtv_core.training.batches import BatchMaker, experts_of
 from mtv_core.training.checkpoint import TrainState
 from mtv_core.training.distributed import StopRequest, World
@@ -71,6 +72,7 @@ def train(job: TrainJob, world: World, stop: StopRequest) -> TrainResult:
     forward = distribute(system) if world.ranks > 1 else system
     parameters = [parameter for parameter in system.parameters() if parameter.requires_grad]
     guard = optim.Guard(config.optim.max_skipped, state.skipped, state.skipped_in_a_row)
+    rows = deque(metrics.read(job.folder) if world.first else [], maxlen=alarms.REMEMBERED)
     window, clock = Window(state.window), Clock(state.step, config.steps, config.global_batch)
 
     with contextlib.closing(loader.batches(state.step, config.steps)) as batches:
@@ -97,10 +99,21 @@ def train(job: TrainJob, world: World, stop: StopRequest) -> TrainResult:
             fault_point("train.step")
 
             if world.first and (step % config.log_every == 0 or step == config.steps) and (means := window.means()):
-                row = {"step": step, "samples_seen": step * config.global_batch, **means, "lr": rate, "skipped_steps": guard.skipped}
+                row: dict[str, Any] = {
+                    "step": step,
+                    "samples_seen": step * config.global_batch,
+                    **means,
+                    "lr": rate,
+                    "skipped_steps": guard.skipped,
+                }
                 row |= {"epoch": step * config.global_batch / len(loader.rows), **clock.row(step)}
+                if found := alarms.look(row, rows, config.objectives, config.alarms):
+                    row[alarms.KEY] = found
                 metrics.append(job.folder, row)
+                rows.append(row)
                 _log.info(line(row, config.steps))
+                for alarm in found:
+                    _log.warning("step %d: %s", step, alarm)
             if step % config.checkpoint_every == 0 or step == config.steps or stopping:
                 state = TrainState(
                     step=step,
@@ -120,7 +133,7 @@ def train(job: TrainJob, world: World, stop: StopRequest) -> TrainResult:
         steps=config.steps,
         model_folder=job.folder / "model",
         baseline_folder=job.folder / "init",
-        metrics=metrics.numbers(rows[-1]) if (rows := metrics.read(job.folder)) else {},
+        metrics=metrics.numbers(written[-1]) if (written := metrics.read(job.folder)) else {},
         seconds=time.monotonic() - started,
         fingerprint=job.fingerprint,
     )
@@ -218,7 +231,7 @@ class Clock:
         }
 
 
-def line(row: dict[str, float], steps: int) -> str:
+def line(row: dict[str, Any], steps: int) -> str:
     """One row for people."""
     losses = " ".join(f"{name.removeprefix('loss/')} {value:.3f}" for name, value in row.items() if name.startswith("loss/"))
     minutes, seconds = divmod(round(row["eta_seconds"]), 60)
