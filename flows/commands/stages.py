@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -21,10 +21,14 @@ from flows.commands.console import (
     resolve_options,
 )
 from mtv_core import runs
+from mtv_core.charts import size
 from mtv_core.config import Resolved, resolve_values
 from mtv_core.executor import Progress
 from mtv_core.report import StageRef
 from mtv_core.runs import RunRecord
+
+if TYPE_CHECKING:
+    from mtv_core.training.estimate import Estimate
 
 TagOption = Annotated[
     str | None, typer.Option("--tag", help="Train on exactly these rows and labels; by default on the table as it stands.")
@@ -69,6 +73,7 @@ def train(
     sources: SourcesOption = None,
     table: TableOption = None,
     tag: TagOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and stop. Needs no table.")] = False,
     options: SetOption = None,
 ) -> None:
     """Pretrain a backbone from a labelled table. An unfinished run of the same configuration is continued."""
@@ -78,6 +83,11 @@ def train(
     from tasks.run import open_run
 
     resolved = resolve_options(preset, sources, table, options)
+    if dry_run:
+        from mtv_core.training.estimate import estimate
+
+        _take(estimate(resolved.config.train))
+        return
     stage.check(resolved.config)
     export_stage.check(resolved.config)
     with open_run(resolved, "train") as run:
@@ -85,6 +95,20 @@ def train(
         key = stage.key(run, labelled)
         ref = run.stage("train", key, lambda: _with_bar("train", lambda progress: stage.train(run, key, labelled, progress)))
     _say(ref)
+
+
+def _take(found: Estimate) -> None:
+    """What a training would take, for people."""
+    counts = {**found.parameters, "trained": found.trained}
+    rows = {
+        "parameters": ", ".join(f"{name} {count / 1e6:.3g} M" for name, count in counts.items()),
+        "steps": f"{found.steps} of {found.global_batch} samples, {found.samples:,} in all".replace(",", "\u202f"),
+        "work": f"{found.flop_per_sample / 1e9:.4g} GFLOP a sample, forward and backward; {found.flop:.2g} FLOP in all",
+        "memory": f"a rank: {size(found.state_bytes)} for weights, gradients, moments and teacher, and about "
+        f"{size(found.activation_bytes)} for {found.samples_per_rank} samples on their way",
+    }
+    for name, value in rows.items():
+        out.print(f"{name:<11}{value}")
 
 
 def evaluate(run_id: RunArgument = None, options: SetOption = None) -> None:

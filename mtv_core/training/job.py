@@ -34,7 +34,7 @@ class TrainResult(BaseModel, frozen=True, extra="forbid"):
 
     steps: int
     model_folder: Path
-    baseline_folder: Path = Field(description="the same architecture with the weights that the seed gives, untrained")
+    baseline_folder: Path = Field(description="the model before its first step")
     metrics: dict[str, float] = Field(description="the last row of metrics.jsonl")
     seconds: float = Field(description="of wall time, of the attempt that finished it")
     fingerprint: dict[str, Any] = Field(default_factory=dict, description="of the job")
