@@ -21,7 +21,7 @@ from flows.commands.console import (
     resolve_options,
 )
 from mtv_core import runs
-from mtv_core.charts import size
+from mtv_core.charts import number, size
 from mtv_core.config import Resolved, resolve_values
 from mtv_core.executor import Progress
 from mtv_core.report import StageRef
@@ -102,7 +102,7 @@ def _take(found: Estimate) -> None:
     counts = {**found.parameters, "trained": found.trained}
     rows = {
         "parameters": ", ".join(f"{name} {count / 1e6:.3g} M" for name, count in counts.items()),
-        "steps": f"{found.steps} of {found.global_batch} samples, {found.samples:,} in all".replace(",", "\u202f"),
+        "steps": f"{number(found.steps)} of {number(found.global_batch)} samples, {number(found.samples)} in all",
         "work": f"{found.flop_per_sample / 1e9:.4g} GFLOP a sample, forward and backward; {found.flop:.2g} FLOP in all",
         "memory": f"a rank: {size(found.state_bytes)} for weights, gradients, moments and teacher, and about "
         f"{size(found.activation_bytes)} for {found.samples_per_rank} samples on their way",
