@@ -65,6 +65,12 @@ def killing(executor: DaskExecutor, table: Table, wanted: int, chance: random.Ra
         thread.join()
 
 
+def _different(found: dict[str, list[object]], expected: dict[str, list[object]], name: str) -> list[tuple[object, str, str]]:
+    """(uid, what is there, what should be) of the rows in which a column differs."""
+    rows = zip(found["uid"], found[name], expected[name], strict=True)
+    return [(uid, str(one)[:99], str(other)[:99]) for uid, one, other in rows if one != other]
+
+
 @pytest.mark.skipif(not FULL, reason="a cluster a run: make faults")
 def test_killed_workers_are_made_up_for(tmp_path: Path) -> None:
     seed = random.randrange(2**32)
@@ -80,11 +86,7 @@ def test_killed_workers_are_made_up_for(tmp_path: Path) -> None:
                 result = labelling.run(table.uri, LABEL, Slowly(executor))
             assert not [worker for worker in died if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
         found, expected = columns(table), columns(truth)
-        wrong = {
-            name: [(uid, str(left)[:99], str(right)[:99]) for uid, left, right in zip(found["uid"], found[name], expected[name], strict=True)
-                   if left != right]
-            for name in expected if found[name] != expected[name]
-        }  # fmt: skip
+        wrong = {name: _different(found, expected, name) for name in expected if found[name] != expected[name]}
         assert not wrong, (seed, runs, wrong, rejects(table), result.report)
         assert (rejects(table), table.label_counts(), len(table.tags())) == ([], truth.label_counts(), 1)
         assert (result.report.rows_out, result.report.counts.get("transient", 0)) == (2 * ROWS, 0)
